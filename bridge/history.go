@@ -1,0 +1,88 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"zulip-nats/poller"
+)
+
+// pastMessage is a message of Zulip's history.
+type pastMessage struct {
+	id            int64
+	sent, changed time.Time
+	event         []byte // in the shape of a live event
+}
+
+// query narrows a request for history to what the queue would have got: the queue's own narrow, all public channels, or the account's own
+// history.
+func query(z *poller.Poller, public bool, q poller.HistoryQuery) poller.HistoryQuery {
+	if q.PublicChannels = public; !public {
+		q.Narrow = z.Options.Narrow
+	}
+	return q
+}
+
+// newestMessage is the id of the newest message in a pass, 0 if there is none.
+func newestMessage(ctx context.Context, z *poller.Poller, public bool) (int64, error) {
+	found, err := z.Messages(ctx, query(z, public, poller.HistoryQuery{Newest: true, Before: 1, Each: func(*poller.Message) error { return nil }}))
+	if err != nil {
+		return 0, err
+	}
+	return found.Last, nil
+}
+
+// pass is one way through history, page by page: the account's own, or all public channels. A queue that asks for all public channels needs
+// both, since neither shows what the other does.
+type pass struct {
+	public      bool
+	above, upTo int64
+	page        []pastMessage
+	done        bool
+}
+
+// head is the next message of the pass, nil at its end.
+func (h *pass) head(ctx context.Context, z *poller.Poller) (*pastMessage, error) {
+	for len(h.page) == 0 && !h.done && h.above < h.upTo {
+		found, err := z.Messages(ctx, query(z, h.public, poller.HistoryQuery{Anchor: h.above, After: refillPage, ExcludeAnchor: true,
+			Each: func(m *poller.Message) error {
+				if h.above = max(h.above, m.ID); m.ID <= h.upTo {
+					h.page = append(h.page, pastMessage{id: m.ID, sent: time.Unix(m.Timestamp, 0), changed: time.Unix(m.LastEdit, 0), event: bytes.Clone(m.Raw)})
+				}
+				return nil
+			}}))
+		if err != nil {
+			h.page = nil
+			return nil, err
+		}
+		h.done = found.FoundNewest || found.Count == 0
+	}
+	if len(h.page) == 0 {
+		return nil, nil
+	}
+	return &h.page[0], nil
+}
+
+// nextPast merges the passes by id; a message in both comes once. nil at the end.
+func nextPast(ctx context.Context, z *poller.Poller, passes []*pass) (*pastMessage, error) {
+	var next *pastMessage
+	for _, h := range passes {
+		m, err := h.head(ctx, z)
+		if err != nil {
+			return nil, err
+		}
+		if m != nil && (next == nil || m.id < next.id) {
+			next = m
+		}
+	}
+	if next == nil {
+		return nil, nil
+	}
+	for _, h := range passes {
+		if len(h.page) > 0 && h.page[0].id == next.id {
+			h.page = h.page[1:]
+		}
+	}
+	return next, nil
+}

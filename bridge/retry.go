@@ -1,0 +1,74 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"zulip-nats/stream"
+)
+
+// retry is the pause between two tries at the stream: 50 ms doubling to 2 s, jittered, for ever (design, section 9.2).
+type retry struct{ next time.Duration }
+
+const (
+	retryMin = 50 * time.Millisecond
+	retryMax = 2 * time.Second
+)
+
+func newRetry() *retry { return &retry{next: retryMin} }
+
+func (r *retry) pause(ctx context.Context) error {
+	d := r.next/2 + rand.N(r.next/2)
+	r.next = min(2*r.next, retryMax)
+	return sleep(ctx, d)
+}
+
+// outage speaks about NATS not taking writes: once when it begins, whenever the reason changes, whenever half of the time is gone that was
+// left until Zulip drops the queue, and once when it is over.
+type outage struct {
+	since  time.Time
+	reason string
+	left   time.Duration // what was left when it was last said
+}
+
+// note says what is wrong, unless it was said. expires is when Zulip may drop the queue, zero where there is none.
+func (o *outage) note(log zerolog.Logger, err error, expires time.Time) {
+	now := time.Now()
+	if o.since.IsZero() {
+		o.since = now
+	}
+	left := expires.Sub(now)
+	reason := err.Error()
+	if e, ok := errors.AsType[*stream.Error](err); ok {
+		reason = fmt.Sprint(e.Kind, e.Code) // the text may hold a number that differs each time
+	}
+	news := o.reason != reason
+	if !news && (expires.IsZero() || left > o.left/2 || o.left <= 0) {
+		return
+	}
+	o.reason, o.left = reason, left
+	e := log.Warn().Err(err)
+	switch {
+	case expires.IsZero():
+		e.Msg("JetStream does not serve us: waiting")
+	case left > 0:
+		e.Stringer("queue_lives_for", left.Round(time.Second)).
+			Msg("JetStream does not take events: waiting, while Zulip's queue keeps them")
+	default:
+		e.Msg("JetStream does not take events, and Zulip may have dropped the queue by now: waiting")
+	}
+}
+
+// over says that all is well again, if something was said before.
+func (o *outage) over(log zerolog.Logger) {
+	if o.since.IsZero() {
+		return
+	}
+	log.Info().Stringer("after", time.Since(o.since).Round(time.Millisecond)).Msg("JetStream serves us again")
+	*o = outage{}
+}
