@@ -1,0 +1,683 @@
+package poller
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"time"
+)
+
+const (
+	// maxBatch bounds the events of one batch.
+	maxBatch = 1000
+	// firstWindow is the size of the buffer that an answer is read into at first, maxWindow what it may grow to in order to gather
+	// more events in a batch (design, section 3, allows 8 MiB; two are as fast and leave more room to others). Only a single event
+	// larger than that makes it grow further.
+	firstWindow, maxWindow = 64 << 10, 2 << 20
+	// MaxEvent is the size up to which an event is kept whole, unless [Client.MaxEvent] says otherwise.
+	MaxEvent = 64 << 20
+	// cutEvent is how much is kept of an event that is larger than that.
+	cutEvent = 1 << 20
+	// linger is how long an event that is here waits for others that are still on their way.
+	linger = time.Second
+	// maxField bounds what is kept of a plain member of an answer, msg say.
+	maxField = 4 << 10
+)
+
+// Answer is the answer to one poll while it is being read. The events come out of it in batches, so that an answer of any size
+// takes the memory of a window. It is for one goroutine.
+type Answer struct {
+	at       Position  // polled with
+	sent     time.Time // when it was asked for
+	came     time.Time // when it began
+	patience time.Duration
+	limit    int    // largest event kept whole
+	asked    string // method and path
+	rate     rate
+	scrub    func(string) string // takes the key out of texts
+
+	pump   *pump
+	cancel context.CancelCauseFunc
+	eof    error // what ended the bytes: io.EOF or worse
+
+	// The window: buf[pos:end] is still to be parsed; buf[first:pos] is the element being read, if any.
+	buf             []byte
+	first, pos, end int
+
+	place place
+	list  list
+	field string // key at the top whose value comes
+	scan  scanner
+	bad   lenient
+	cut   *cutting // the element being read is too large to be kept whole
+
+	result    string // as far as it is known
+	msg       string
+	hasEvents bool
+	fields    map[string]string // other plain members of the outer object, for lists of messages
+	waited    bool
+	dontBlock bool  // asked not to wait
+	count     int   // elements so far
+	last      int64 // largest id handed out so far, or at.Last
+	done      bool  // read to its end
+	err       error // why it ended early; given out once all events before it are
+	batch     Batch
+	bytes     int
+	silence   *time.Timer
+	lingering *time.Timer
+}
+
+// place is where in the answer's outer object the parser stands.
+type place uint8
+
+const (
+	placeStart place = iota
+	placeFirstKey
+	placeKey
+	placeInKey
+	placeColon
+	placeValue
+	placeInValue
+	placeNext
+	placeFirstElement // in the list, behind '['
+	placeElement      // behind ','
+	placeInElement
+	placeInBad // in an element that is no JSON
+	placeLost  // likewise, and its end cannot be found by its brackets
+	placeElementNext
+	placeEnd // behind the outer object
+)
+
+// list is what the elements of the answer's list are.
+type list struct {
+	key string // "events" or "messages"
+	// each takes messages one by one; nil: events are gathered in batches.
+	each func(raw []byte, s *scanner, fault string) error
+}
+
+// newAnswer takes over the body of a 200. Close must be called; it calls cancel, which must make a read of the body fail.
+func newAnswer(body io.ReadCloser, gzipped bool, cancel context.CancelCauseFunc) *Answer {
+	a := &Answer{cancel: cancel, list: list{key: "events"}}
+	a.pump = startPump(body, gzipped)
+	a.silence, a.lingering = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
+	a.silence.Stop()
+	a.lingering.Stop()
+	return a
+}
+
+// Close ends the connection if the answer was not read to its end, and waits until nothing of it is left running.
+func (a *Answer) Close() {
+	if a.pump == nil {
+		return
+	}
+	if a.done && a.eof == nil {
+		// Read to its very end the body's connection serves again. It is a matter of bytes that are here already, else of no matter.
+		end := time.NewTimer(linger)
+		for range 4 {
+			if _, err := a.pump.read(context.Background(), make([]byte, 512), nil, end.C); err != nil {
+				break
+			}
+		}
+		end.Stop()
+	}
+	a.cancel(errClosed)
+	a.pump.stop()
+	a.pump, a.buf = nil, nil
+}
+
+var errClosed = errors.New("the answer was closed")
+
+// Next returns the next events, at most a batch of them. It waits for a whole batch, or the answer's end, but not longer than about a
+// second once there is one event. At the end of the answer the batch may be empty and a.done is set. An error is the context's, or a
+// *trouble: the answer was cut short, fell silent, or is none.
+func (a *Answer) Next(ctx context.Context) (*Batch, error) {
+	a.batch = Batch{Events: a.batch.Events[:0], More: true}
+	a.bytes = 0
+	if a.err != nil {
+		return nil, a.err
+	}
+	a.silence.Reset(a.patience)
+	defer a.silence.Stop()
+	defer a.lingering.Stop()
+	lingering := false
+	for {
+		a.parse()
+		if a.err == nil && a.result != "" && a.result != "success" {
+			// Said before or after the events: in either case they are not to be believed, as far as they are not out already.
+			a.batch.Events = a.batch.Events[:0]
+			a.err = &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(a.result), a.asked, quote(a.scrub(a.msg)))}
+		}
+		switch {
+		case a.err != nil && len(a.batch.Events) == 0:
+			return nil, a.err
+		case a.err != nil || a.done || a.full():
+			a.batch.Waited, a.batch.More = a.waited && a.done, !a.done
+			return &a.batch, nil
+		}
+		if len(a.batch.Events) > 0 && !lingering {
+			lingering = true
+			a.lingering.Reset(linger)
+		}
+		if !a.makeRoom() {
+			return &a.batch, nil
+		}
+		if a.pos < a.end {
+			continue
+		}
+		n, err := a.pump.read(ctx, a.buf[a.end:], a.silence.C, a.lingering.C)
+		switch err {
+		case errLinger:
+			return &a.batch, nil
+		case errInterrupted:
+			return nil, ctx.Err()
+		case errSilent:
+			a.cancel(err)
+			a.err = &trouble{text: fmt.Sprintf("Zulip fell silent in the middle of its answer to %s: nothing for %v", a.asked, a.patience)}
+			continue
+		}
+		a.end += n
+		a.eof = err
+		if n > 0 {
+			a.silence.Reset(a.patience)
+		}
+	}
+}
+
+// full reports whether the batch is.
+func (a *Answer) full() bool { return len(a.batch.Events) >= maxBatch || a.bytes >= maxWindow }
+
+// makeRoom sees to it that something can be read into the window, and reports whether it can. It cannot while events of the batch
+// lie in the window and fill it.
+func (a *Answer) makeRoom() bool {
+	if len(a.buf)-a.end >= 4<<10 || a.pump.reading {
+		return true
+	}
+	keep := a.first // bytes in front of it are done with
+	if !a.inElement() {
+		keep = a.pos
+	}
+	switch {
+	case len(a.batch.Events) > 0:
+		return false
+	case a.cut != nil:
+		a.cut.swallow(a)
+		return true
+	case keep > 0:
+		// Room is made once per batch, here: the batch before is no longer valid. An answer that filled its window gets a larger one.
+		into := a.buf
+		if held := a.end - keep; len(a.buf) < maxWindow || len(a.buf) > maxWindow && held < maxWindow/2 {
+			into = make([]byte, min(2*len(a.buf), maxWindow))
+		}
+		a.end = copy(into, a.buf[keep:a.end])
+		a.pos -= keep
+		a.first = max(0, a.first-keep)
+		a.buf = into
+	case len(a.buf) == 0:
+		a.buf = make([]byte, min(firstWindow, max(a.limit, 8<<10)))
+	case len(a.buf) < a.limit:
+		bigger := make([]byte, min(2*len(a.buf), a.limit))
+		copy(bigger, a.buf[:a.end])
+		a.buf = bigger
+	default:
+		// One element fills the whole window.
+		if a.place == placeLost {
+			if a.refind(false) {
+				return true
+			}
+			a.place = placeInBad
+		}
+		a.cut = startCutting(a)
+	}
+	return true
+}
+
+func (a *Answer) inElement() bool {
+	return a.place == placeInElement || a.place == placeInBad || a.place == placeLost
+}
+
+// parse takes what is in the window, until it is used up, the batch is full, or the answer has ended one way or the other.
+func (a *Answer) parse() {
+	for !a.done && a.err == nil {
+		if a.full() {
+			return
+		}
+		if a.pos == a.end {
+			if a.eof == nil {
+				return
+			}
+			a.finish()
+			continue
+		}
+		c := a.buf[a.pos]
+		switch a.place {
+		case placeInKey, placeInValue:
+			a.member()
+		case placeInElement:
+			n, err := a.scan.scan(a.buf[a.pos:a.end])
+			a.pos += n
+			switch {
+			case err != nil:
+				a.bad = lenient{fault: fmt.Sprintf("no JSON: %v at byte %d", err, a.size())}
+				a.bad.take(&a.scan)
+				a.place = placeInBad
+			case a.scan.state == scanDone:
+				a.place = placeElementNext
+				a.element("")
+			}
+		case placeInBad:
+			n, end := a.bad.scan(&a.scan, a.buf[a.pos:a.end], a.cut != nil)
+			a.pos += n
+			switch end {
+			case endFound:
+				a.place = placeElementNext
+				a.element(a.bad.fault)
+			case endLost:
+				a.place = placeLost
+			}
+		case placeLost:
+			a.pos = a.end
+		default:
+			if isSpace(c) {
+				a.pos++
+				continue
+			}
+			a.punctuation(c)
+		}
+	}
+}
+
+// punctuation takes one byte between the parts of the outer object.
+func (a *Answer) punctuation(c byte) {
+	a.pos++
+	switch {
+	case a.place == placeStart && c == '{':
+		a.place = placeFirstKey
+	case (a.place == placeFirstKey || a.place == placeKey) && c == '"':
+		a.pos--
+		a.scan.reset()
+		a.scan.rootText = true
+		a.place = placeInKey
+	case (a.place == placeFirstKey || a.place == placeNext) && c == '}':
+		a.place = placeEnd
+		a.complete()
+	case a.place == placeColon && c == ':':
+		a.place = placeValue
+	case a.place == placeNext && c == ',':
+		a.place = placeKey
+	case a.place == placeValue && a.field == a.list.key && c == '[':
+		a.hasEvents = true
+		a.place = placeFirstElement
+	case a.place == placeValue:
+		a.pos--
+		if a.field == "queue_id" {
+			a.waited = c == '"'
+		}
+		a.scan.reset()
+		a.scan.rootText = true
+		a.place = placeInValue
+	case (a.place == placeFirstElement || a.place == placeElementNext) && c == ']':
+		a.place = placeNext
+	case a.place == placeElementNext && c == ',':
+		a.place = placeElement
+	case a.place == placeFirstElement, a.place == placeElement:
+		a.pos--
+		a.begin()
+		a.place = placeInElement
+	case a.place == placeElementNext:
+		// Something stands between the end of an event and the comma: an element by itself, which is no JSON.
+		a.pos--
+		a.begin()
+		a.bad = lenient{fault: fmt.Sprintf("no JSON: %q behind an event", c)}
+		a.place = placeInBad
+	case a.place == placeStart:
+		kind := "no JSON"
+		if c == '<' {
+			kind = "HTML"
+		}
+		a.err = &trouble{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kind, a.asked)}
+	default:
+		a.err = a.broken(fmt.Sprintf("%q where JSON does not allow it", c))
+	}
+}
+
+// begin begins an element at a.pos.
+func (a *Answer) begin() {
+	a.first = a.pos
+	a.scan.reset()
+}
+
+// member reads a key or a plain value of the outer object.
+func (a *Answer) member() {
+	n, err := a.scan.scan(a.buf[a.pos:a.end])
+	a.pos += n
+	if err != nil {
+		a.err = a.broken(err.Error())
+		return
+	}
+	if a.scan.state != scanDone {
+		return
+	}
+	if a.place == placeInKey {
+		a.field = a.scan.root
+		a.place = placeColon
+		return
+	}
+	a.place = placeNext
+	v := a.scan.root[:min(len(a.scan.root), maxField)]
+	switch a.field {
+	case "result":
+		if a.result = v; v == "" {
+			a.result = "no result"
+		}
+	case "msg":
+		a.msg = v
+	default:
+		if a.list.each != nil && len(a.fields) < 100 {
+			if a.fields == nil {
+				a.fields = make(map[string]string)
+			}
+			a.fields[a.field] = v
+		}
+	}
+}
+
+// complete is called when the outer object has ended.
+func (a *Answer) complete() {
+	switch {
+	case a.result == "":
+		a.err = a.broken("it has no result")
+	case a.result == "success" && !a.hasEvents:
+		a.err = a.broken("it has no list of " + a.list.key)
+	default:
+		a.done = true
+	}
+}
+
+// finish is called when no more bytes will come and the outer object has not ended.
+func (a *Answer) finish() {
+	switch {
+	case (a.place == placeLost || a.place == placeInBad) && a.refind(true):
+		// There is more to parse.
+	case (a.place == placeLost || a.place == placeInBad) && a.eof == io.EOF:
+		a.element(a.bad.fault)
+		a.place = placeElementNext
+		a.err = a.broken("what follows an event that is no JSON cannot be told apart")
+	case a.place == placeStart:
+		a.err = a.broken("it is empty")
+	case a.eof == io.EOF:
+		a.err = a.broken("it ends in the middle")
+	default:
+		a.err = a.broken(a.eof.Error())
+	}
+}
+
+func (a *Answer) broken(why string) error {
+	return &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %s", a.asked, why)}
+}
+
+// size is how many bytes of the element being read have been parsed.
+func (a *Answer) size() int64 {
+	if a.cut != nil {
+		return a.cut.size + int64(a.pos-a.cut.kept)
+	}
+	return int64(a.pos - a.first)
+}
+
+// element is called when the element being read ends at a.pos.
+func (a *Answer) element(fault string) {
+	a.count++
+	e := Event{Raw: a.buf[a.first:a.pos:a.pos], Fault: fault}
+	e.Size = int64(len(e.Raw))
+	if a.cut != nil {
+		e.Size = a.size()
+		e.SHA256 = a.cut.sum(a)
+		e.Raw = a.buf[:a.cut.kept:a.cut.kept]
+		a.cut = nil
+	} else if fault != "" {
+		e.Raw = bytes.TrimRight(e.Raw, " \t\r\n")
+		e.Size = int64(len(e.Raw))
+	}
+	if a.list.each != nil {
+		if err := a.list.each(e.Raw, &a.scan, fault); err != nil {
+			a.err = err
+		}
+		return
+	}
+	s := &a.scan
+	switch {
+	case fault != "":
+		// An id or type read out of bytes that are no JSON would be a guess, and to acknowledge a guess can cost everything unread.
+	case !s.isObject:
+		e.Fault = "no object"
+	default:
+		e.Type, e.Op = s.typ, s.op
+		if e.Type == "message" {
+			e.MessageID = s.msgID
+		}
+		if s.idState == idGood {
+			e.ID, e.HasID = s.id, true
+		}
+		switch {
+		case s.idState == idMissing:
+			e.Fault = "no id"
+		case s.idState == idBad:
+			e.Fault = "its id is no whole number from 0 to 9223372036854775807"
+		case e.ID <= a.at.Last:
+			return // stored long ago: the position says so
+		case e.ID <= a.last:
+			e.Fault = fmt.Sprintf("id goes back: %d after %d", e.ID, a.last)
+		case !s.hasType:
+			e.Fault = "its type is missing or no text"
+		}
+		if e.HasID {
+			a.last = max(a.last, e.ID)
+		}
+	}
+	a.batch.Events = append(a.batch.Events, e)
+	a.bytes += len(e.Raw)
+}
+
+// refind looks for the next event behind one that is no JSON and whose end its brackets do not show: the first place behind a comma
+// where an object begins that is whole and has a type and an id beyond all ids so far, with a comma or the end of the list behind
+// it. If there is one, what stands in front of it is the bad element. Without this, one broken event could keep all that follow it
+// out of reach, since without an id it cannot be acknowledged either. all says that no more bytes will come.
+func (a *Answer) refind(all bool) bool {
+	if a.cut != nil {
+		return false
+	}
+	b := a.buf[a.first:a.end]
+	try := scanner{words: a.scan.words}
+	for i, budget := 1, 4*len(b)+1<<20; i < len(b) && budget > 0; i++ {
+		if b[i-1] != ',' {
+			continue
+		}
+		j := i
+		for j < len(b) && isSpace(b[j]) {
+			j++
+		}
+		if j == len(b) || b[j] != '{' {
+			continue
+		}
+		try.reset()
+		n, err := try.scan(b[j:])
+		budget -= n
+		if err != nil || try.state != scanDone || !try.hasType || try.idState != idGood || try.id <= a.last {
+			continue
+		}
+		rest := bytes.TrimLeft(b[j+n:], " \t\r\n")
+		if len(rest) > 0 && rest[0] != ',' && rest[0] != ']' || len(rest) == 0 && all {
+			continue
+		}
+		a.pos = a.first + i - 1
+		a.element(a.bad.fault)
+		a.pos = a.first + i
+		a.place = placeElement
+		return true
+	}
+	return false
+}
+
+// lenient finds the end of an element that is no JSON by its quotes and brackets.
+type lenient struct {
+	fault              string
+	inString, escaping bool
+}
+
+type lenientEnd uint8
+
+const (
+	endAhead lenientEnd = iota // not in these bytes
+	endFound                   // a comma or the end of the list, with nothing open
+	endLost                    // a bracket closes what another kind has opened: brackets tell nothing any more
+)
+
+// take goes on from where the strict scanner stopped.
+func (l *lenient) take(s *scanner) {
+	l.inString = s.state == scanEscape || s.state == scanHex
+	l.escaping = s.state == scanEscape
+}
+
+// scan returns how many bytes of b belong to the element, and what ended it. It uses the levels that the strict scanner has open.
+// any takes every closing bracket for any opening one.
+func (l *lenient) scan(s *scanner, b []byte, any bool) (n int, end lenientEnd) {
+	for i, c := range b {
+		switch {
+		case l.escaping:
+			l.escaping = false
+		case l.inString:
+			l.escaping = c == '\\'
+			l.inString = c != '"'
+		case c == '"':
+			l.inString = true
+		case c == '{' || c == '[':
+			if s.push(c == '{') != nil && !any {
+				return i, endLost
+			}
+		case (c == '}' || c == ']') && s.depth > 0:
+			if s.object != (c == '}') && !any {
+				return i, endLost
+			}
+			s.pop()
+		case (c == ',' || c == ']') && s.depth == 0:
+			return i, endFound
+		}
+	}
+	return len(b), endAhead
+}
+
+// cutting takes the bytes of an element that is too large to be kept.
+type cutting struct {
+	hash hash.Hash
+	size int64 // bytes hashed
+	kept int   // the window's first bytes, kept
+}
+
+// startCutting is called when the element fills the window from its start, all of it parsed.
+func startCutting(a *Answer) *cutting {
+	c := &cutting{hash: sha256.New(), kept: min(cutEvent, a.end/2)}
+	c.hash.Write(a.buf[:a.end])
+	c.size = int64(a.end)
+	a.first, a.pos, a.end = 0, c.kept, c.kept
+	return c
+}
+
+// swallow takes what has been parsed since and frees its room.
+func (c *cutting) swallow(a *Answer) {
+	c.hash.Write(a.buf[c.kept:a.pos])
+	c.size += int64(a.pos - c.kept)
+	a.end = c.kept + copy(a.buf[c.kept:], a.buf[a.pos:a.end])
+	a.pos = c.kept
+}
+
+// sum ends the digest at a.pos.
+func (c *cutting) sum(a *Answer) (sum [32]byte) {
+	c.hash.Write(a.buf[c.kept:a.pos])
+	c.hash.Sum(sum[:0])
+	return sum
+}
+
+// pump reads a body in a goroutine of its own, since a read cannot be given up and taken up again otherwise. It reads when asked to,
+// into the place that it is given, so nothing is copied.
+type pump struct {
+	ask     chan []byte
+	got     chan read
+	body    io.ReadCloser
+	reading bool // a read is under way
+}
+
+type read struct {
+	n   int
+	err error
+}
+
+var (
+	errSilent      = errors.New("silent")
+	errLinger      = errors.New("lingered")
+	errInterrupted = errors.New("interrupted")
+)
+
+func startPump(body io.ReadCloser, gzipped bool) *pump {
+	p := &pump{ask: make(chan []byte), got: make(chan read, 1), body: body}
+	go func() {
+		defer close(p.got)
+		r := io.Reader(body)
+		for into := range p.ask {
+			if gzipped {
+				// The head is read here and not before, since it may be as slow as the rest.
+				z, err := gzip.NewReader(body)
+				if err != nil {
+					p.got <- read{0, unexpected(err)}
+					return
+				}
+				r, gzipped = z, false
+			}
+			n, err := r.Read(into)
+			p.got <- read{n, err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return p
+}
+
+// unexpected makes an end where gzip's head was due what it is.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// read reads into b, or goes on waiting for the read that is under way. errSilent and errLinger say that one of the timers was first,
+// errInterrupted that ctx has ended; the read is still under way then.
+func (p *pump) read(ctx context.Context, b []byte, silence, linger <-chan time.Time) (int, error) {
+	if !p.reading {
+		p.reading = true
+		p.ask <- b
+	}
+	select {
+	case r := <-p.got:
+		p.reading = false
+		return r.n, r.err
+	case <-linger:
+		return 0, errLinger
+	case <-silence:
+		return 0, errSilent
+	case <-ctx.Done():
+		return 0, errInterrupted
+	}
+}
+
+// stop waits for the goroutine, whose read must have been made to fail or be at its end, and closes the body.
+func (p *pump) stop() {
+	close(p.ask)
+	for range p.got {
+	}
+	p.body.Close()
+}

@@ -1,0 +1,373 @@
+package poller
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Client speaks Zulip's HTTP API: one request for each call, no retries, no waiting for a rate limit. It is for one goroutine.
+type Client struct {
+	// Account gives the account. It is called before the first request and again whenever Zulip refuses the key, so a function that
+	// reads the zuliprc lets a rotated key heal without a restart.
+	Account func() (Account, error)
+	// Transport carries the requests. nil: NewTransport of the account.
+	Transport http.RoundTripper
+	// UserAgent names us to Zulip, which keeps the part before the slash as the client's name: "zulip-nats/1.2.3". It must not contain
+	// "mirror": such clients are sent other events. Empty: "zulip-nats".
+	UserAgent string
+	// MaxEvent is the size up to which an event is kept whole, in bytes; 0: [MaxEvent], at least 8 KiB.
+	MaxEvent int
+
+	account   *Account
+	transport http.RoundTripper
+	words     words
+}
+
+const (
+	connectTimeout = 10 * time.Second
+	// answerTimeout is for everything but polls. Register takes 6 s to fail while Tornado is down.
+	answerTimeout = 60 * time.Second
+	mostError     = 64 << 10 // read of the body of an error
+	mostRegister  = 32 << 20 // read of the answer to register; 14 kB are usual
+)
+
+// NewTransport makes a transport that trusts and identifies as the account says. Client certificates are read again for each
+// connection, so that they can be renewed in place. The error is a *ConfigError.
+func NewTransport(a Account) (*http.Transport, error) {
+	conf := &tls.Config{InsecureSkipVerify: a.Insecure} // only by the operator's explicit word, see Account
+	if a.CertBundle != "" && !a.Insecure {
+		pem, err := os.ReadFile(a.CertBundle)
+		if err != nil {
+			return nil, &ConfigError{fmt.Sprintf("cert_bundle: %v", err), err}
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, configErrorf("cert_bundle: there is no PEM certificate in %s", a.CertBundle)
+		}
+	}
+	if a.ClientCert != "" {
+		load := func() (*tls.Certificate, error) {
+			key := a.ClientCertKey
+			if key == "" {
+				key = a.ClientCert // one file may hold both
+			}
+			cert, err := tls.LoadX509KeyPair(a.ClientCert, key)
+			if err != nil {
+				return nil, &ConfigError{fmt.Sprintf("client_cert %s cannot be used: %v", a.ClientCert, err), err}
+			}
+			return &cert, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // what Tornado speaks; one poll at a time gains nothing from streams
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		TLSHandshakeTimeout: connectTimeout,
+		TLSClientConfig:     conf,
+		Protocols:           protocols,
+		IdleConnTimeout:     90 * time.Second,
+		ReadBufferSize:      firstWindow,
+		DisableCompression:  true, // see Client.send
+	}, nil
+}
+
+// Reload reads the account again and reports whether e-mail or key are others than before. An account on another site is an error:
+// a bridge does not change its organization under way.
+func (c *Client) Reload() (changed bool, err error) {
+	a, err := c.Account()
+	if err != nil {
+		return false, err
+	}
+	if c.account == nil {
+		c.account = &a
+		return true, nil
+	}
+	if a.Site != c.account.Site {
+		return false, configErrorf("the zuliprc names another site now, %s instead of %s; restart to follow it", a.Site, c.account.Site)
+	}
+	changed = a.Email != c.account.Email || a.Key != c.account.Key
+	c.account = &a
+	return changed, nil
+}
+
+// start sees to it that there are an account and a transport.
+func (c *Client) start() error {
+	if c.account == nil {
+		if _, err := c.Reload(); err != nil {
+			return err
+		}
+	}
+	if c.transport == nil {
+		c.transport = c.Transport
+		if c.transport == nil {
+			t, err := NewTransport(*c.account)
+			if err != nil {
+				return err
+			}
+			c.transport = t
+		}
+	}
+	return nil
+}
+
+// CloseIdle closes connections that no request uses.
+func (c *Client) CloseIdle() {
+	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
+
+// Register makes a queue. Errors: *RefusedError, *AuthError, *ConfigError (no account), the context's, or one that may heal.
+func (c *Client) Register(ctx context.Context, o Options) (*Registration, error) {
+	sent := time.Now()
+	var r registered
+	if err := c.call(ctx, "POST", "register", o.register(), &r); err != nil {
+		return nil, err
+	}
+	return o.registration(&r, sent)
+}
+
+// DeleteQueue deletes a queue. Errors as of Register.
+func (c *Client) DeleteQueue(ctx context.Context, queue string) error {
+	return c.call(ctx, "DELETE", "events", url.Values{"queue_id": {queue}}, new(struct{}))
+}
+
+// Events polls: everything up to at is acknowledged, and the answer holds what comes behind it, as soon as there is something; with
+// dontBlock at once, perhaps nothing. patience bounds each silence, that before the answer too. Errors as of Register. The answer
+// must be closed.
+func (c *Client) Events(ctx context.Context, at Position, dontBlock bool, patience time.Duration) (*Answer, error) {
+	query := url.Values{"queue_id": {at.Queue}, "last_event_id": {strconv.FormatInt(at.Last, 10)}}
+	if dontBlock {
+		query.Set("dont_block", "true")
+	}
+	a, err := c.open(ctx, "events", query, patience)
+	if err != nil {
+		return nil, err
+	}
+	a.at, a.last = at, at.Last
+	return a, nil
+}
+
+// open asks for an answer that is read as a stream.
+func (c *Client) open(ctx context.Context, path string, query url.Values, patience time.Duration) (*Answer, error) {
+	// The answer outlives this call and may outlive ctx, which stands for one call of the Poller.
+	mine, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() { cancel(ctx.Err()) })()
+	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
+	defer timer.Stop()
+	sent := time.Now()
+	resp, err := c.send(mine, "GET", path, query)
+	asked := "GET /api/v1/" + path
+	if err != nil {
+		cancel(nil)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case context.Cause(mine) == errSilent:
+			return nil, &trouble{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, patience)}
+		}
+		return nil, err
+	}
+	a := newAnswer(resp.Body, resp.Header.Get("Content-Encoding") == "gzip", cancel)
+	a.sent, a.asked, a.patience = sent, asked, patience
+	a.came = time.Now()
+	a.rate = readRate(resp.Header, a.came)
+	a.limit = max(c.MaxEvent, 8<<10)
+	if c.MaxEvent == 0 {
+		a.limit = MaxEvent
+	}
+	a.scan.words = &c.words
+	a.scrub = c.scrub
+	return a, nil
+}
+
+// call makes a request whose answer is small, and decodes it into out.
+func (c *Client) call(ctx context.Context, method, path string, form url.Values, out any) error {
+	mine, cancel := context.WithTimeoutCause(ctx, answerTimeout, errSilent)
+	defer cancel()
+	asked := method + " /api/v1/" + path
+	resp, err := c.send(mine, method, path, form)
+	var body []byte
+	if err == nil {
+		defer resp.Body.Close()
+		body, err = readBody(resp, mostRegister)
+		if err != nil {
+			err = &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %v", asked, err)}
+		}
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case context.Cause(mine) == errSilent:
+		return &trouble{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, answerTimeout)}
+	default:
+		return err
+	}
+	var status struct{ Result, Msg string }
+	switch err := json.Unmarshal(body, &status); {
+	case err != nil:
+		return &trouble{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kindOf(resp.Header, body), asked)}
+	case status.Result != "success":
+		return &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(status.Result), asked, quote(c.scrub(status.Msg)))}
+	}
+	if err := json.Unmarshal(body, out); err != nil {
+		return &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be understood: %v", asked, err)}
+	}
+	return nil
+}
+
+// send makes one request. The response is a 200; all else is an error.
+func (c *Client) send(ctx context.Context, method, path string, form url.Values) (*http.Response, error) {
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	asked := method + " /api/v1/" + path
+	u, body := c.account.Site+"/api/v1/"+path, io.Reader(nil)
+	if method == "GET" {
+		u += "?" + form.Encode()
+	} else {
+		body = strings.NewReader(form.Encode())
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, body)
+	if err != nil {
+		return nil, configErrorf("the site %s cannot be asked: %v", c.account.Site, err)
+	}
+	req.SetBasicAuth(c.account.Email, c.account.Key)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept-Language", "en") // the texts of pruning refusals are translated otherwise
+	req.Header.Set("Accept-Encoding", "gzip")
+	req.Header.Set("User-Agent", c.UserAgent)
+	if c.UserAgent == "" {
+		req.Header.Set("User-Agent", "zulip-nats")
+	}
+	// A RoundTripper follows no redirect, so neither the key nor an acknowledgement goes to a host that was not named to us.
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		if config, ok := errors.AsType[*ConfigError](err); ok {
+			return nil, &trouble{text: config.Msg} // a client certificate that is being renewed
+		}
+		return nil, &trouble{text: fmt.Sprintf("Zulip cannot be reached at %s (%s): %s", c.account.Site, asked, hint(err))}
+	}
+	encoding := resp.Header.Get("Content-Encoding")
+	if resp.StatusCode == http.StatusOK && (encoding == "" || encoding == "gzip" || encoding == "identity") {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return nil, &trouble{text: fmt.Sprintf("Zulip answers %s in an encoding that was not asked for, %s", asked, quote(encoding))}
+	}
+	return nil, c.failure(resp, asked)
+}
+
+// failure makes an error of a response that is no 200.
+func (c *Client) failure(resp *http.Response, asked string) error {
+	now := time.Now()
+	raw, _ := readBody(resp, mostError) // what can be read of it
+	var body struct {
+		Result, Msg, Code string
+		RetryAfter        *float64 `json:"retry-after"`
+	}
+	zulips := json.Unmarshal(raw, &body) == nil && body.Result == "error"
+	if !zulips {
+		body.Msg, body.Code = "", ""
+	}
+	body.Msg = c.scrub(body.Msg)
+	status := resp.StatusCode
+	switch {
+	case status == http.StatusTooManyRequests:
+		wait := told(resp.Header.Get("Retry-After"), body.RetryAfter, now)
+		return &trouble{text: fmt.Sprintf("Zulip answers 429 (too many requests) to %s", asked), limited: true, wait: wait,
+			rate: readRate(resp.Header, now)}
+	case status == http.StatusUnauthorized || zulips && authCode(body.Code):
+		if body.Msg == "" {
+			body.Msg = http.StatusText(status)
+		}
+		return &AuthError{Status: status, Code: body.Code, Msg: body.Msg, Email: c.account.Email, Site: c.account.Site}
+	case status == http.StatusBadRequest && zulips:
+		return &RefusedError{Kind: refusedKind(body.Code, body.Msg), Status: status, Code: body.Code, Msg: body.Msg, Request: asked}
+	case status >= 300 && status < 400:
+		where := "nowhere"
+		if to, err := resp.Location(); err == nil {
+			where = quote(to.Host)
+		}
+		return &trouble{text: fmt.Sprintf("Zulip answers %d to %s, a redirect to %s; the key is not sent there: look whether the site %s is right",
+			status, asked, where, c.account.Site)}
+	}
+	text := fmt.Sprintf("Zulip answers %d (%s) to %s", status, kindOf(resp.Header, raw), asked)
+	if body.Msg != "" {
+		text += ": " + quote(body.Msg)
+	}
+	if status == http.StatusNotFound {
+		text += fmt.Sprintf("; look whether the site %s is right", c.account.Site)
+	}
+	return &trouble{text: text}
+}
+
+// scrub takes the key out of a text, should a server or proxy send it back to us.
+func (c *Client) scrub(s string) string {
+	if c.account == nil || c.account.Key == "" {
+		return s
+	}
+	return strings.ReplaceAll(s, c.account.Key, "(the key)")
+}
+
+// readBody reads a small body whole, at most limit bytes of it.
+func readBody(resp *http.Response, limit int64) ([]byte, error) {
+	r := io.Reader(resp.Body)
+	if resp.Header.Get("Content-Encoding") == "gzip" {
+		z, err := gzip.NewReader(r)
+		if err != nil {
+			return nil, unexpected(err)
+		}
+		r = z
+	}
+	b, err := io.ReadAll(io.LimitReader(r, limit))
+	if err == nil && int64(len(b)) == limit {
+		err = fmt.Errorf("it is longer than %d bytes", limit)
+	}
+	return b, err
+}
+
+// kindOf says what a body that is not Zulip's JSON is.
+func kindOf(h http.Header, body []byte) string {
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	switch kind = strings.TrimSpace(kind); {
+	case strings.HasPrefix(strings.TrimSpace(string(body[:min(len(body), 100)])), "<"), kind == "text/html":
+		return "HTML"
+	case kind == "application/json":
+		return "JSON"
+	case kind == "":
+		return "no content type"
+	}
+	return quote(kind)
+}
+
+// hint adds to an error of the network what to do about it, where that is known.
+func hint(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return err.Error() + "; if the certificate is of your own authority, name that as cert_bundle"
+	}
+	return err.Error()
+}

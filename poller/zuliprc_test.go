@@ -1,0 +1,273 @@
+package poller
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const testKey = "abcdefghijklmnopqrstuvwxyz012345"
+
+// TestZuliprcLikeConfigParser compares what we read with what Python's configparser read from the same files.
+func TestZuliprcLikeConfigParser(t *testing.T) {
+	raw, err := os.ReadFile("testdata/zuliprc/expected.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var expected map[string]map[string]any
+	if err := json.Unmarshal(raw, &expected); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob("testdata/zuliprc/*.rc")
+	if len(files) != len(expected) || len(files) < 60 {
+		t.Fatalf("%d files, %d expectations", len(files), len(expected))
+	}
+	for name, want := range expected {
+		t.Run(name, func(t *testing.T) {
+			z, err := readZuliprc("testdata/zuliprc/" + name + ".rc")
+			if want["error"] != nil {
+				config, ok := errors.AsType[*ConfigError](err)
+				if !ok {
+					t.Fatalf("configparser says %v, we say %v", want["error"], err)
+				}
+				if strings.Contains(config.Msg, testKey) || !strings.Contains(config.Msg, name+".rc") {
+					t.Errorf("message %q", config.Msg)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if z.hasAPI != want["section"] {
+				t.Errorf("[api] there: %v, configparser says %v", z.hasAPI, want["section"])
+			}
+			for _, key := range []string{"email", "key", "site", "insecure", "cert_bundle", "client_cert", "client_cert_key"} {
+				got, err := z.get(key)
+				switch w := want[key].(type) {
+				case nil:
+					if z.has(key) || got != "" || err != nil {
+						t.Errorf("%s is %q (%v), configparser says there is none", key, got, err)
+					}
+				case string:
+					if got != w || err != nil {
+						t.Errorf("%s is %q (%v), configparser says %q", key, got, err, w)
+					}
+				default:
+					if err == nil {
+						t.Errorf("%s is %q, configparser says %v", key, got, w)
+					}
+				}
+			}
+		})
+	}
+}
+
+// env makes a Getenv of pairs.
+func env(pairs ...string) func(string) string {
+	return func(name string) string {
+		for i := 0; i < len(pairs); i += 2 {
+			if pairs[i] == name {
+				return pairs[i+1]
+			}
+		}
+		return ""
+	}
+}
+
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestLoadAccountPrecedence(t *testing.T) {
+	dir := t.TempDir()
+	otherKey, thirdKey := strings.Repeat("B", 32), strings.Repeat("c", 32)
+	file := write(t, filepath.Join(dir, "my zuliprc"), "[api]\nemail=file@example.com\nkey="+testKey+"\nsite=file.example.com\ninsecure=true\n")
+	write(t, filepath.Join(dir, ".zuliprc"), "[api]\nemail=home@example.com\nkey="+testKey+"\nsite=https://home.example.com/\n")
+	pem := write(t, filepath.Join(dir, "some.pem"), "")
+	no := false
+	tests := []struct {
+		name string
+		src  Source
+		want Account
+	}{
+		{"the file named", Source{File: file, Getenv: env("ZULIP_CONFIG", "/not/there")},
+			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
+		{"with ~", Source{File: "~/my zuliprc", Home: dir, Getenv: env()},
+			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
+		{"ZULIP_CONFIG", Source{Home: dir, Getenv: env("ZULIP_CONFIG", file)},
+			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
+		{"~/.zuliprc", Source{Getenv: env("HOME", dir)},
+			Account{Email: "home@example.com", Key: testKey, Site: "https://home.example.com"}},
+		{"environment before file", Source{File: file, Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE",
+			"localhost:9991", "ZULIP_CERT", pem, "ZULIP_CERT_KEY", pem, "ZULIP_CERT_BUNDLE", pem, "ZULIP_ALLOW_INSECURE", "False")},
+			Account{Email: "env@example.com", Key: otherKey, Site: "http://localhost:9991", CertBundle: pem, ClientCert: pem, ClientCertKey: pem}},
+		{"argument before environment", Source{File: file, Overrides: Overrides{Email: "arg@example.com", Key: thirdKey, Site: "http://arg.example.com",
+			CertBundle: pem, ClientCert: pem, ClientCertKey: pem, Insecure: &no},
+			Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE", "x", "ZULIP_CERT", "/no",
+				"ZULIP_CERT_KEY", "/no", "ZULIP_CERT_BUNDLE", "/no", "ZULIP_ALLOW_INSECURE", "true")},
+			Account{Email: "arg@example.com", Key: thirdKey, Site: "http://arg.example.com", CertBundle: pem, ClientCert: pem, ClientCertKey: pem}},
+		{"no file at all", Source{File: "/not/there", Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE", "chat.example.com")},
+			Account{Email: "env@example.com", Key: otherKey, Site: "https://chat.example.com"}},
+		{"one value each", Source{File: file, Overrides: Overrides{Email: "arg@example.com"}, Getenv: env("ZULIP_SITE", "https://env.example.com")},
+			Account{Email: "arg@example.com", Key: testKey, Site: "https://env.example.com", Insecure: true}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := LoadAccount(test.src)
+			if err != nil || got != test.want {
+				t.Errorf("got %+v, %v\nwant %+v", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestLoadAccountRefuses(t *testing.T) {
+	dir := t.TempDir()
+	good := "[api]\nemail=bot@example.com\nkey=" + testKey + "\nsite=https://chat.example.com\n"
+	tests := []struct {
+		name, file string
+		env        []string
+		says       []string
+	}{
+		{"no key", strings.Replace(good, "key=", "#key=", 1), nil, []string{"PATH", `[api] has no "key"`, "ZULIP_API_KEY"}},
+		{"no site", strings.Replace(good, "site=", "#site=", 1), nil, []string{"PATH", `has no "site"`}},
+		{"no email", strings.Replace(good, "email=", "#email=", 1), nil, []string{"PATH", `has no "email"`}},
+		{"no section", strings.Replace(good, "[api]\n", "", 1), nil, []string{"PATH", "[api]", "line 1"}},
+		{"another section", strings.Replace(good, "[api]", "[bot]", 1), nil, []string{"PATH", "[api]"}},
+		{"short key", strings.Replace(good, testKey, testKey[1:], 1), nil, []string{"PATH: key", "31 characters"}},
+		{"key with a blank", strings.Replace(good, testKey, testKey[:31]+" x", 1), nil, []string{"PATH: key", "33 characters"}},
+		{"key of the environment", good, []string{"ZULIP_API_KEY", "hunter2"}, []string{"variable ZULIP_API_KEY", "7 characters"}},
+		{"e-mail of two lines", strings.Replace(good, "key=", "  more\nkey=", 1), nil, []string{"PATH: email"}},
+		{"lone percent", strings.Replace(good, "bot@", "bot%@", 1), nil, []string{"PATH: email", "%%"}},
+		{"no URL", strings.Replace(good, "https://chat", "ftp://chat", 1), nil, []string{"PATH: site", "https://"}},
+		{"password in the URL", strings.Replace(good, "https://chat", "https://me:secret@chat", 1), nil, []string{"PATH: site", "password"}},
+		{"query in the URL", strings.Replace(good, ".com\n", ".com/?x\n", 2), nil, []string{"PATH"}},
+		{"insecure maybe", good + "insecure=yes\n", nil, []string{"PATH: insecure", "true or false"}},
+		{"insecure empty", good + "insecure=\n", nil, []string{"PATH: insecure", "true or false"}},
+		{"insecure in the environment", good, []string{"ZULIP_ALLOW_INSECURE", "1"}, []string{"ZULIP_ALLOW_INSECURE", "true or false"}},
+		{"no bundle", good + "cert_bundle=/not/there\n", nil, []string{"PATH: cert_bundle", "no such file"}},
+		{"a folder", good + "client_cert=/\n", nil, []string{"PATH: client_cert", "folder"}},
+		{"key without certificate", good + "client_cert_key=/etc/passwd\n", nil, []string{"PATH: client_cert_key", "client_cert "}},
+		{"UTF-16", "\xff\xfe[\x00a\x00p\x00i\x00]\x00", nil, []string{"PATH", "UTF-16"}},
+		{"Latin-1", "[api]\nemail=b\xf6t@example.com\n", nil, []string{"PATH", "UTF-8"}},
+		{"not a zuliprc", strings.Repeat("x", mostZuliprc+1), nil, []string{"PATH", "larger"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			path := write(t, filepath.Join(dir, "zuliprc"), test.file)
+			_, err := LoadAccount(Source{File: path, Getenv: env(test.env...)})
+			config, ok := errors.AsType[*ConfigError](err)
+			if !ok {
+				t.Fatalf("error %v", err)
+			}
+			for _, word := range test.says {
+				if word = strings.ReplaceAll(word, "PATH", path); !strings.Contains(config.Msg, word) {
+					t.Errorf("%q does not say %q", config.Msg, word)
+				}
+			}
+			if strings.Contains(config.Msg, testKey[:31]) || strings.Contains(config.Msg, "hunter2") || strings.Contains(config.Msg, "secret") {
+				t.Errorf("%q tells a secret", config.Msg)
+			}
+			if strings.Count(config.Msg, "\n") > 0 {
+				t.Errorf("%q is no single line", config.Msg)
+			}
+		})
+	}
+}
+
+func TestLoadAccountWithoutFile(t *testing.T) {
+	dir := t.TempDir()
+	for name, test := range map[string]struct {
+		src  Source
+		says string
+	}{
+		"named":           {Source{File: filepath.Join(dir, "not-there.rc"), Getenv: env()}, filepath.Join(dir, "not-there.rc")},
+		"by ZULIP_CONFIG": {Source{Getenv: env("ZULIP_CONFIG", "/not/there/either")}, "/not/there/either"},
+		"by nobody":       {Source{Getenv: env("HOME", dir)}, "--zuliprc"},
+		"half of it":      {Source{File: filepath.Join(dir, "not-there.rc"), Getenv: env("ZULIP_EMAIL", "x@example.com")}, "not-there.rc"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := LoadAccount(test.src)
+			if _, ok := errors.AsType[*ConfigError](err); !ok || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	_, err := LoadAccount(Source{File: dir, Getenv: env()})
+	if _, ok := errors.AsType[*ConfigError](err); !ok || !strings.Contains(err.Error(), "directory") {
+		t.Errorf("a folder gives %v", err)
+	}
+	// Whoever runs the tests as root can read every file, so the error of the open is given here.
+	z := &zuliprc{path: "/x/zuliprc"}
+	if err := z.cannot(&fs.PathError{Op: "open", Path: "/x/zuliprc", Err: fs.ErrPermission}); !strings.Contains(err.Error(), "/x/zuliprc: permission") {
+		t.Errorf("a file that may not be read gives %v", err)
+	}
+}
+
+func TestNormalSite(t *testing.T) {
+	for site, want := range map[string]string{
+		"https://chat.example.com":              "https://chat.example.com",
+		"https://chat.example.com/":             "https://chat.example.com",
+		"https://chat.example.com/api/":         "https://chat.example.com",
+		"https://chat.example.com/zulip/api":    "https://chat.example.com/zulip",
+		"chat.example.com":                      "https://chat.example.com",
+		"localhost":                             "http://localhost",
+		"localhost:9991":                        "http://localhost:9991",
+		"127.0.0.1:9991":                        "https://127.0.0.1:9991",
+		"HTTPS://Chat.Example.COM:443/":         "https://chat.example.com",
+		"http://[::1]:80":                       "http://[::1]",
+		"http://[::1]:9991//":                   "http://[::1]:9991",
+		"httpd.example.com":                     "https://httpd.example.com",
+		"  https://chat.example.com  ":          "https://chat.example.com",
+		"https://chat.example.com:8443/sub%20x": "https://chat.example.com:8443/sub%20x",
+	} {
+		if got, what := normalSite(site); got != want || what != "" {
+			t.Errorf("%q gives %q (%s), want %q", site, got, what, want)
+		}
+	}
+	for _, site := range []string{"https://", "https:///x", "https://a b", "ftp://x", "https://x?y", "https://x#y", "https://u@x", "https://x\ny", "https://[::1", "://", `https://x\y`} {
+		if got, what := normalSite(site); what == "" {
+			t.Errorf("%q gives %q", site, got)
+		}
+	}
+}
+
+// FuzzZuliprc: no file makes us panic, and no error tells what stands in a file.
+func FuzzZuliprc(f *testing.F) {
+	files, _ := filepath.Glob("testdata/zuliprc/*.rc")
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		z := &zuliprc{path: "/x/zuliprc"}
+		err := z.parse(raw)
+		for _, key := range []string{"email", "key", "site", "insecure"} {
+			if err == nil {
+				_, err = z.get(key)
+			}
+		}
+		if err == nil {
+			return
+		}
+		if _, ok := errors.AsType[*ConfigError](err); !ok {
+			t.Errorf("%T: %v", err, err)
+		}
+		for _, line := range strings.Fields(string(raw)) {
+			if len(line) > 14 && strings.Contains(err.Error(), line) {
+				t.Errorf("the error %q tells %q", err, line)
+			}
+		}
+	})
+}
