@@ -1,0 +1,478 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// The headers that make a write conditional (NATS ADR-8 and nats-server, stream.go) and those of atomic batches (ADR-50).
+// Nats-Expected-Last-Msg-Id is not among them: one mismatch on a replicated stream stops it for good on nats-server 2.14.9 to 2.15.2.
+const (
+	headerStream     = "Nats-Expected-Stream"
+	headerLastSeq    = "Nats-Expected-Last-Sequence"
+	headerSubjectSeq = "Nats-Expected-Last-Subject-Sequence"
+	headerSubject    = "Nats-Expected-Last-Subject-Sequence-Subject"
+	headerBatchID    = "Nats-Batch-Id"
+	headerBatchSeq   = "Nats-Batch-Sequence"
+	headerCommit     = "Nats-Batch-Commit"
+)
+
+const (
+	batchMax   = 1000    // messages in an atomic batch (nats-server, jetstream.limits.batch)
+	batchBytes = 8 << 20 // bytes in an atomic batch: the server stages them
+	nuidLength = 22
+	// farAway is the round trip from which two of them cost more than what fast ingest wins.
+	farAway = 5 * time.Millisecond
+	// seqDigits are the digits of the largest sequence that nats-server reads in an expectation (parseInt64).
+	seqDigits = 19
+	// recordMax is the largest record of nats-server's file store, and recordFrame what it adds to subject, headers and data
+	// (filestore.go).
+	recordMax   = 32 << 20
+	recordFrame = 34
+)
+
+// writer is what Append works with. It lives as long as the Stream, so that a write allocates next to nothing of its own.
+type writer struct {
+	inbox   string
+	sub     *nats.Subscription
+	answers chan *nats.Msg
+	timer   *time.Timer
+	token   uint64
+
+	msg    nats.Msg
+	values []string // the backing of msg.Header's values
+
+	rtt      time.Duration
+	rttEpoch uint64 // plus one
+}
+
+func (w *writer) open(ctx context.Context, s *Stream) error {
+	w.inbox = s.link.nc.NewInbox()
+	w.answers = make(chan *nats.Msg, 16<<10)
+	w.msg.Header = make(nats.Header)
+	w.timer = time.NewTimer(time.Hour)
+	sub, err := s.link.nc.ChanSubscribe(w.inbox+".>", w.answers)
+	if err != nil {
+		return newConnError("stream "+s.name+": subscribing to acknowledgements", err, false)
+	}
+	w.sub = sub
+	// The server has to know of the subscription before a publish of ours comes by another way.
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	if err := s.link.nc.FlushWithContext(ctx); err != nil {
+		w.close()
+		return newConnError("stream "+s.name+": subscribing to acknowledgements", err, false)
+	}
+	return nil
+}
+
+func (w *writer) close() {
+	_ = w.sub.Unsubscribe() // fails only where the connection, and the subscription with it, is gone
+}
+
+// load makes w.msg of m, without the headers of a write.
+func (w *writer) load(m *Message) {
+	clear(w.msg.Header)
+	w.values = w.values[:0]
+	w.msg.Subject, w.msg.Reply, w.msg.Data = m.Subject, "", m.Data
+	for i := range m.Headers {
+		if w.set(m.Headers[i].Key, m.Headers[i].Value) {
+			continue
+		}
+		// The same key twice: rare, so it may cost.
+		var all []string
+		for _, h := range m.Headers {
+			if h.Key == m.Headers[i].Key {
+				all = append(all, h.Value)
+			}
+		}
+		w.msg.Header[m.Headers[i].Key] = all
+	}
+}
+
+// set sets one header, and says whether it is a new one.
+func (w *writer) set(key, value string) bool {
+	before := len(w.msg.Header)
+	n := len(w.values)
+	w.values = append(w.values, value)
+	w.msg.Header[key] = w.values[n : n+1 : n+1]
+	return len(w.msg.Header) > before
+}
+
+// flight is one Append under way.
+type flight struct {
+	*Stream
+	ctx    context.Context
+	what   string // what is tried, for errors
+	broken <-chan struct{}
+	waiter *waiter
+	sent   bool // something may have left
+}
+
+// answer is all that a server may say to a write: the acknowledgement, the error, and the three messages of fast ingest
+// (nats-server, stream.go: JSPubAckResponse, BatchFlowAck, BatchFlowGap, BatchFlowErr).
+type answer struct {
+	Type      string    `json:"type"` // "ack", "gap", "err" in fast ingest, else empty
+	Seq       uint64    `json:"seq"`  // of the stream in an acknowledgement, of the batch in the three
+	LastSeq   uint64    `json:"last_seq"`
+	Stream    string    `json:"stream"`
+	Domain    string    `json:"domain"`
+	Duplicate bool      `json:"duplicate"`
+	Batch     string    `json:"batch"`
+	Count     uint64    `json:"count"`
+	Error     *apiError `json:"error"`
+}
+
+// Append stores msgs in order behind after, and nothing else: if any other message came in between, the write is refused. It returns the
+// cursor for the next write. After an error nothing is known of msgs beyond what a read will show: the caller must read before it writes
+// again. Errors are [*Error] (or ctx's), whose Kind says which kind of trouble it is.
+//
+// Behind a cursor that was read, the first message goes alone, under the expectation that the newest message under the filter is the
+// one that was read. From its acknowledgement on, the rest goes by the path that the stream and the configuration offer. If the
+// connection drops, the wait for an acknowledgement ends at once, with Unclear.
+func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Cursor, error) {
+	if len(msgs) == 0 {
+		return after, nil
+	}
+	if ctx.Err() != nil {
+		return after, context.Cause(ctx)
+	}
+	limits := s.limits()
+	for i := range msgs {
+		if err := s.sendable(&msgs[i], limits); err != nil {
+			return after, err
+		}
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	f := &flight{Stream: s, ctx: ctx, what: s.label, broken: s.link.broken()}
+	f.waiter = s.link.wait(func(v violation) bool {
+		for i := range msgs {
+			if msgs[i].Subject == v.subject {
+				return true
+			}
+		}
+		return s.link.isReply(v.subject)
+	})
+	defer s.link.forget(f.waiter)
+	select {
+	case <-f.broken:
+		return after, newConnError(s.label, nats.ErrDisconnected, false)
+	default:
+	}
+
+	at := after
+	var err error
+	if !at.Acked {
+		// If the power fails here, nothing was sent. One line on, the message is stored behind the one that was read, or not at all.
+		if at, err = f.single(at, &msgs[0]); err != nil {
+			return after, err
+		}
+		msgs = msgs[1:]
+	}
+	for len(msgs) > 0 {
+		// Each step ends with an acknowledgement of all it sent, so a crash leaves a prefix of msgs in the stream, and the last message
+		// of that prefix says so.
+		set := s.current()
+		n := 1
+		switch f.path(len(msgs), set) {
+		case PathFast:
+			n = len(msgs)
+			at, err = f.fast(at, msgs)
+		case PathAtomic:
+			if n = atomicLength(msgs, set.batchMax); n > 1 {
+				at, err = f.atomic(at, msgs[:n], set)
+				break
+			}
+			fallthrough
+		default:
+			at, err = f.single(at, &msgs[0])
+		}
+		if err != nil {
+			return after, err
+		}
+		msgs = msgs[n:]
+	}
+	return at, nil
+}
+
+// path chooses the way for n messages.
+func (f *flight) path(n int, set settings) Path {
+	if n == 1 || f.cfg.Path == PathSync || f.steppedDown() {
+		return PathSync
+	}
+	switch {
+	case f.cfg.Path == PathAtomic && set.atomic:
+		return PathAtomic
+	case f.cfg.Path == PathFast && set.fast:
+		return PathFast
+	case set.fast && set.atomic:
+		if f.roundTrip() > farAway {
+			return PathAtomic
+		}
+		return PathFast
+	case set.fast:
+		return PathFast
+	case set.atomic:
+		return PathAtomic
+	}
+	return PathSync
+}
+
+// roundTrip measures the way to the server and back once for each connection: the best of three, since a busy machine makes one slow.
+func (f *flight) roundTrip() time.Duration {
+	w := &f.out
+	epoch := f.Epoch() + 1
+	if w.rttEpoch == epoch {
+		return w.rtt
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, f.cfg.AckTimeout)
+	defer cancel()
+	best := time.Duration(math.MaxInt64)
+	for range 3 {
+		start := time.Now()
+		if f.link.nc.FlushWithContext(ctx) != nil {
+			return 0 // the write itself will say why
+		}
+		best = min(best, time.Since(start))
+	}
+	w.rtt, w.rttEpoch = best, epoch
+	return best
+}
+
+// expect sets the headers that say what the next message must follow.
+func (f *flight) expect(at Cursor, seq string, isDedicated bool) {
+	f.out.set(headerStream, f.name)
+	if at.Acked && isDedicated {
+		f.out.set(headerLastSeq, seq)
+		return
+	}
+	f.out.set(headerSubjectSeq, seq)
+	f.out.set(headerSubject, f.cfg.Filter)
+}
+
+// single stores one message.
+func (f *flight) single(at Cursor, m *Message) (Cursor, error) {
+	w := &f.out
+	w.load(m)
+	f.expect(at, strconv.FormatUint(at.Seq, 10), f.current().dedicated)
+	w.token++
+	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
+	w.msg.Reply = reply
+	f.startTimer()
+	if err := f.publish(); err != nil {
+		return at, err
+	}
+	for {
+		msg, err := f.next()
+		if err != nil {
+			return at, err
+		}
+		if msg.Subject != reply {
+			continue // a late answer to a write that was given up
+		}
+		a, err := f.parse(msg)
+		if err != nil {
+			return at, err
+		}
+		return f.acknowledged(&a)
+	}
+}
+
+// acknowledged makes the next cursor of an acknowledgement.
+func (f *flight) acknowledged(a *answer) (Cursor, error) {
+	switch {
+	case a.Error != nil:
+		return Cursor{}, f.refused(a.Error)
+	case a.Stream != f.name || a.Domain != f.domain:
+		return Cursor{}, errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q: two streams "+
+			"capture the same subjects; remove %s from one of them", f.what, a.Stream, a.Domain, f.name, f.domain, f.cfg.Filter)
+	case a.Duplicate:
+		return Cursor{}, errorf(Refused, "%s: the stream holds a message with this Nats-Msg-Id already, at sequence %d; "+
+			"the stream has to be read again", f.what, a.Seq)
+	case a.Seq == 0:
+		return Cursor{}, errorf(Wrong, "%s: acknowledged without a sequence; what answers there is no JetStream", f.what)
+	}
+	return Cursor{Seq: a.Seq, Acked: true}, nil
+}
+
+// refused makes an error of a server's refusal, and notes what it says about the stream's settings.
+func (f *flight) refused(e *apiError) *Error {
+	switch e.ErrCode {
+	case 10174:
+		f.change(func(s *settings) { s.atomic = false })
+	case 10205:
+		f.change(func(s *settings) { s.fast = false })
+	case 10199:
+		// "atomic publish batch is too large: 500": the number is the server's limit.
+		i := strings.LastIndexByte(e.Description, ' ')
+		limit, err := strconv.Atoi(e.Description[i+1:])
+		f.change(func(s *settings) {
+			if err != nil || limit < 1 || limit >= s.batchMax {
+				limit = max(s.batchMax/2, 1)
+			}
+			s.batchMax = limit
+		})
+	}
+	return newAPIError(f.what, e)
+}
+
+// publish sends the message that is loaded.
+func (f *flight) publish() error {
+	err := f.link.nc.PublishMsg(&f.out.msg)
+	if err != nil {
+		return newConnError(f.what, err, f.sent)
+	}
+	f.sent = true
+	return nil
+}
+
+func (f *flight) startTimer() { f.out.timer.Reset(f.cfg.AckTimeout) }
+
+// next waits for any answer. It ends early when the connection drops, when the server says that a permission is missing, and when
+// the timer runs out.
+func (f *flight) next() (*nats.Msg, error) {
+	select {
+	case msg := <-f.out.answers:
+		return msg, nil
+	default:
+	}
+	select {
+	case msg := <-f.out.answers:
+		return msg, nil
+	case <-f.broken:
+		return nil, f.interrupted()
+	case v := <-f.waiter.refused:
+		return nil, forbidden(f.what, v)
+	case <-f.ctx.Done():
+		return nil, context.Cause(f.ctx)
+	case <-f.out.timer.C:
+		return nil, errorf(Unclear, "%s: no acknowledgement for %v; it may be stored, or may yet be", f.what, f.cfg.AckTimeout)
+	}
+}
+
+func (f *flight) interrupted() *Error {
+	return errorf(Unclear, "%s: the connection to NATS dropped before the acknowledgement; it may be stored", f.what)
+}
+
+// trouble is next without waiting for answers: what would end a wait ends a long loop of sending.
+func (f *flight) trouble() error {
+	select {
+	case <-f.broken:
+		return f.interrupted()
+	case v := <-f.waiter.refused:
+		return forbidden(f.what, v)
+	case <-f.ctx.Done():
+		return context.Cause(f.ctx)
+	default:
+		return nil
+	}
+}
+
+// parse reads an answer. That nobody listens to the subject is told by a status without a body.
+func (f *flight) parse(msg *nats.Msg) (answer, error) {
+	var a answer
+	if len(msg.Data) == 0 {
+		if msg.Header.Get("Status") == "503" {
+			return a, newConnError(f.what, nats.ErrNoResponders, false)
+		}
+		return a, nil
+	}
+	if err := json.Unmarshal(msg.Data, &a); err != nil {
+		return a, errorf(Wrong, "%s: the acknowledgement is not understood, what gave it is no JetStream: %w", f.what, err)
+	}
+	return a, nil
+}
+
+// atomicLength says how many of msgs go in one batch.
+func atomicLength(msgs []Message, limit int) int {
+	size := 0
+	for i := range msgs {
+		size += len(msgs[i].Data)
+		if i == limit || (i > 0 && size > batchBytes) {
+			return i
+		}
+	}
+	return len(msgs)
+}
+
+// limits are the sizes that a message must keep to.
+type limits struct {
+	maxPayload int64 // of the server that we are connected to
+	maxMsgSize int64 // of the stream, -1 is none
+	file       bool
+	added      int // bytes of the headers that a write adds, at most
+}
+
+// limits are what the connection and the stream say now.
+func (s *Stream) limits() limits {
+	set := s.current()
+	return limits{maxPayload: s.link.nc.MaxPayload(), maxMsgSize: set.maxMsgSize, file: set.file, added: s.added(set)}
+}
+
+// added is the size of the widest set of headers that a write may add to a message. The first message after a read carries an
+// expectation on the filter. A message in an atomic batch has the batch's headers, and the first of them an expectation besides,
+// the last the commit.
+func (s *Stream) added(set settings) int {
+	stream := headerSize(headerStream, len(s.name))
+	filter := headerSize(headerSubjectSeq, seqDigits) + headerSize(headerSubject, len(s.cfg.Filter))
+	widest := stream + filter
+	if set.atomic && s.cfg.Path != PathSync {
+		expectation := filter
+		if set.dedicated {
+			expectation = headerSize(headerLastSeq, seqDigits)
+		}
+		batch := stream + headerSize(headerBatchID, nuidLength)
+		first := batch + headerSize(headerBatchSeq, len("1")) + expectation
+		final := batch + headerSize(headerBatchSeq, len("1000")) + headerSize(headerCommit, len("1"))
+		widest = max(widest, first, final)
+	}
+	return widest
+}
+
+func headerSize(key string, value int) int { return len(key) + len(": ") + value + len("\r\n") }
+
+// Fits says whether the server and the stream would take a message of that size, headers included (max_payload, max_msg_size).
+//
+// The answer is the same for all paths and all sequences: it counts the widest headers that any path open to this stream may add,
+// so a message that fits once fits again when it has to go another way. Append refuses exactly what does not fit, before it
+// sends anything.
+func (s *Stream) Fits(m *Message) bool { return s.sendable(m, s.limits()) == nil }
+
+// sendable says why a message cannot be sent.
+func (s *Stream) sendable(m *Message, l limits) error {
+	headers := len("NATS/1.0\r\n") + len("\r\n") + l.added
+	for i := range m.Headers {
+		headers += headerSize(m.Headers[i].Key, len(m.Headers[i].Value))
+	}
+	size := int64(headers + len(m.Data))
+	tooLarge := func(limit string, max int64) error {
+		return errorf(TooLarge, "%s: a message on %s has %d bytes with its headers, more than the %d of %s", s.label, m.Subject, size,
+			max, limit)
+	}
+	switch {
+	case headers > math.MaxUint16:
+		return errorf(TooLarge, "%s: the headers of a message on %s have %d bytes, more than the 65535 that NATS stores", s.label,
+			m.Subject, headers)
+	case size > l.maxPayload:
+		return tooLarge("the server's max_payload", l.maxPayload)
+	case l.maxMsgSize >= 0 && size > l.maxMsgSize:
+		return tooLarge("the stream's max_msg_size", l.maxMsgSize)
+	case l.file && size+int64(len(m.Subject))+recordFrame > recordMax:
+		return tooLarge("nats-server's file store (33554432, subject and frame included)", recordMax-recordFrame-int64(len(m.Subject)))
+	case !s.within(m.Subject):
+		return errorf(Wrong, "%s: %q is no subject under %s", s.label, m.Subject, s.cfg.Filter)
+	}
+	return nil
+}
+
+// within says whether a subject is under the filter.
+func (s *Stream) within(subject string) bool {
+	return len(subject) > len(s.stem) && strings.HasPrefix(subject, s.stem)
+}

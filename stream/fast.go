@@ -1,0 +1,218 @@
+package stream
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nuid"
+)
+
+// Fast ingest, as nats-server has it (stream.go, processJetStreamFastBatchMsg; ADR-50). What a message is in its batch stands in its
+// reply subject:
+//
+//	<inbox>.<batch id>.<flow>.<gap mode>.<number>.<operation>.$FI
+//
+// The server answers the first message with how often it will acknowledge, then every so many messages, and the last one with a normal
+// acknowledgement. In gap mode "fail" the first error or missing number ends the batch; what comes after it is not stored. That, with
+// an expectation on every message, is what makes a pipeline safe: a chain of predicted sequences alone would go on behind the
+// message of somebody else.
+//
+// The first answer is waited for. A server that does not know fast ingest would take the messages for single ones, one by one.
+const (
+	opStart  = "0"
+	opAppend = "1"
+	opCommit = "2"
+
+	flowMax   = 500     // the server acknowledges at least every 500 messages
+	flowBytes = 1 << 20 // or about so many bytes
+	// window is how many acknowledgements may be outstanding before sending pauses. The server's queue holds 100,000 messages or
+	// 128 MiB of all its clients.
+	window = 8
+	// labelled is how many messages get their reply subjects and sequences in one go.
+	labelled = 256
+)
+
+// fast stores two or more messages behind at, which is acknowledged, on a dedicated stream.
+func (f *flight) fast(at Cursor, msgs []Message) (Cursor, error) {
+	b := f.newFastBatch(at.Seq, msgs)
+	for n := range msgs {
+		if err := b.send(n); err != nil {
+			return at, err
+		}
+		if n == 0 || b.sent-b.acked > b.window {
+			// Wait for the first answer, or for room in the window.
+			f.startTimer()
+			for !b.started || b.sent-b.acked > b.window {
+				if done, err := b.step(); done {
+					return at, b.early(err)
+				}
+			}
+		}
+		if len(f.out.answers) > 0 {
+			f.startTimer()
+			if done, err := b.step(); done {
+				return at, b.early(err)
+			}
+		}
+		if n%64 == 63 {
+			if err := f.trouble(); err != nil {
+				return at, err
+			}
+		}
+	}
+	f.startTimer()
+	for {
+		done, err := b.step()
+		if err != nil {
+			return at, err
+		}
+		if done {
+			return Cursor{Seq: at.Seq + uint64(len(msgs)), Acked: true}, nil
+		}
+	}
+}
+
+// fastBatch is one batch of fast ingest under way.
+type fastBatch struct {
+	*flight
+	id     string
+	prefix string // of the reply subjects: inbox and batch id
+	middle string // flow and gap mode
+	after  uint64 // the sequence behind which the batch goes
+	msgs   []Message
+	window uint64
+
+	started bool
+	sent    uint64
+	acked   uint64
+	refusal error // what ended the batch; the acknowledgement of what was stored before may still come
+
+	labels     string
+	labelEnds  [labelled][2]int
+	labelBytes []byte
+}
+
+func (f *flight) newFastBatch(after uint64, msgs []Message) *fastBatch {
+	size := 0
+	for i := range msgs {
+		size += len(msgs[i].Data)
+	}
+	flow := min(max(flowBytes/(size/len(msgs)+1), 1), flowMax)
+	id := nuid.Next()
+	return &fastBatch{
+		flight: f,
+		id:     id,
+		prefix: f.out.inbox + "." + id + ".",
+		middle: strconv.Itoa(flow) + ".fail.",
+		after:  after,
+		msgs:   msgs,
+		window: uint64(window * flow),
+	}
+}
+
+// send publishes message n, counted from 0.
+func (b *fastBatch) send(n int) error {
+	at := n % labelled
+	if at == 0 {
+		b.label(n)
+	}
+	start := 0
+	if at > 0 {
+		start = b.labelEnds[at-1][1]
+	}
+	w := &b.out
+	w.load(&b.msgs[n])
+	w.set(headerStream, b.name)
+	w.set(headerLastSeq, b.labels[b.labelEnds[at][0]:b.labelEnds[at][1]])
+	w.msg.Reply = b.labels[start:b.labelEnds[at][0]]
+	b.sent++
+	return b.publish()
+}
+
+// label writes the reply subjects and expected sequences of the messages from n on into one string, which they then share: two
+// allocations for 256 messages.
+func (b *fastBatch) label(n int) {
+	buf := b.labelBytes[:0]
+	for i := range min(labelled, len(b.msgs)-n) {
+		number := uint64(n + i + 1)
+		op := opAppend
+		switch {
+		case number == 1:
+			op = opStart
+		case number == uint64(len(b.msgs)):
+			op = opCommit
+		}
+		buf = append(buf, b.prefix...)
+		buf = append(buf, b.middle...)
+		buf = strconv.AppendUint(buf, number, 10)
+		buf = append(buf, '.')
+		buf = append(buf, op...)
+		buf = append(buf, ".$FI"...)
+		b.labelEnds[i][0] = len(buf)
+		buf = strconv.AppendUint(buf, b.after+number-1, 10)
+		b.labelEnds[i][1] = len(buf)
+	}
+	b.labelBytes, b.labels = buf, string(buf)
+}
+
+// early is the error for a batch that ended before all was sent.
+func (b *fastBatch) early(err error) error {
+	if err == nil {
+		err = errorf(Unclear, "%s: the server ended the batch after %d of %d messages", b.what, b.sent, len(b.msgs))
+	}
+	return err
+}
+
+// step takes one answer. It returns true when the batch is over: stored whole if the error is nil.
+func (b *fastBatch) step() (bool, error) {
+	msg, err := b.next()
+	if err != nil {
+		if b.refusal != nil {
+			err = b.refusal // the acknowledgement of the rest did not come, which changes nothing
+		}
+		return true, err
+	}
+	if !strings.HasPrefix(msg.Subject, b.prefix) {
+		return false, nil // a late answer to a write that was given up
+	}
+	a, err := b.parse(msg)
+	if err != nil {
+		return true, err
+	}
+	b.startTimer() // it is the silence that counts
+	switch {
+	case a.Type == "ack":
+		b.started = true
+		b.acked = max(b.acked, a.Seq)
+		return false, nil
+	case a.Type == "err" && a.Error != nil:
+		if b.refusal == nil {
+			b.refusal = b.refused(a.Error)
+		}
+		return false, nil
+	case a.Type == "gap":
+		if b.refusal == nil {
+			b.refusal = errorf(Unclear, "%s: message %d of a batch did not reach the server; those before it are stored", b.what, a.LastSeq)
+		}
+		return false, nil
+	case a.Error != nil:
+		// The first message was refused, or one came after the end of the batch: no acknowledgement follows.
+		if b.refusal == nil {
+			b.refusal = b.refused(a.Error)
+		}
+		return true, b.refusal
+	}
+	at, err := b.acknowledged(&a)
+	switch {
+	case b.refusal != nil:
+		return true, b.refusal
+	case err != nil:
+		return true, err
+	case a.Batch != b.id:
+		b.change(func(s *settings) { s.fast = false })
+		return true, errorf(Unclear, "%s: the server does not know fast ingest; the next writes go by another path", b.what)
+	case a.Count != uint64(len(b.msgs)) || at.Seq != b.after+a.Count:
+		return true, errorf(Unclear, "%s: %d of %d messages are stored, up to sequence %d", b.what, a.Count, len(b.msgs), at.Seq)
+	}
+	return true, nil
+}

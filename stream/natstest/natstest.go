@@ -1,0 +1,211 @@
+// Package natstest starts real nats-servers for tests: inside the test process, as processes of their own that can be killed, one or
+// a cluster of three. It needs no nats-server on the machine, since the server is a library; a process of its own is the test binary,
+// started again (see [Main]).
+package natstest
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// patience is how long a server may take to do what it should do; a slow machine needs it.
+const patience = 30 * time.Second
+
+// Server is a nats-server with JetStream inside the test process.
+type Server struct {
+	// URL is the same after a restart.
+	URL string
+
+	t    testing.TB
+	opts *server.Options
+	srv  *server.Server
+}
+
+// Start starts a server on a free port of 127.0.0.1 with an empty store, and stops it when the test ends. configure may change
+// anything before.
+func Start(t testing.TB, configure ...func(*server.Options)) *Server {
+	t.Helper()
+	opts := &server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+	}
+	for _, f := range configure {
+		f(opts)
+	}
+	s := &Server{t: t, opts: opts}
+	s.start()
+	t.Cleanup(s.Stop)
+	return s
+}
+
+func (s *Server) start() {
+	s.t.Helper()
+	srv, err := server.NewServer(s.opts.Clone())
+	if err != nil {
+		s.t.Fatalf("nats-server: %v", err)
+	}
+	s.srv = srv
+	srv.Start()
+	if !srv.ReadyForConnections(patience) {
+		s.t.Fatal("nats-server is not ready for connections")
+	}
+	s.opts.Port = srv.Addr().(*net.TCPAddr).Port
+	s.URL = fmt.Sprintf("nats://127.0.0.1:%d", s.opts.Port)
+}
+
+// Stop stops the server in good order and waits for it. It may be called twice.
+func (s *Server) Stop() {
+	s.srv.Shutdown()
+	s.srv.WaitForShutdown()
+}
+
+// Restart stops the server, if it runs, and starts it again on the same port and store, after configure has changed its options.
+func (s *Server) Restart(configure ...func(*server.Options)) {
+	s.t.Helper()
+	s.Stop()
+	for _, f := range configure {
+		f(s.opts)
+	}
+	s.start()
+}
+
+// Server is the running server itself.
+func (s *Server) Server() *server.Server { return s.srv }
+
+// StoreDir is where the server keeps its streams.
+func (s *Server) StoreDir() string { return s.opts.StoreDir }
+
+// Conn is a connection of the test's own, closed when the test ends.
+func (s *Server) Conn(options ...nats.Option) *nats.Conn {
+	s.t.Helper()
+	return connect(s.t, s.URL, options...)
+}
+
+// JetStream is a JetStream context of the test's own.
+func (s *Server) JetStream(options ...nats.Option) jetstream.JetStream {
+	s.t.Helper()
+	return jetStream(s.t, s.Conn(options...))
+}
+
+func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, options...)...)
+	if err != nil {
+		t.Fatalf("connecting to %s: %v", url, err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func jetStream(t testing.TB, nc *nats.Conn) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// Cluster is some nats-servers inside the test process that form a JetStream cluster.
+type Cluster []*Server
+
+// StartCluster starts a cluster of n servers and waits until it has a leader.
+func StartCluster(t testing.TB, n int, configure ...func(*server.Options)) Cluster {
+	t.Helper()
+	ports := freePorts(t, n)
+	var routes string
+	for _, port := range ports {
+		routes += fmt.Sprintf("nats://127.0.0.1:%d,", port)
+	}
+	routes = routes[:len(routes)-1]
+	var c Cluster
+	for i, port := range ports {
+		c = append(c, Start(t, append([]func(*server.Options){func(o *server.Options) {
+			o.ServerName = fmt.Sprintf("n%d", i+1)
+			o.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: port}
+			o.Routes = server.RoutesFromStr(routes)
+		}}, configure...)...))
+	}
+	c.WaitForLeader()
+	return c
+}
+
+// URL names all servers.
+func (c Cluster) URL() string {
+	urls := ""
+	for _, s := range c {
+		urls += s.URL + ","
+	}
+	return urls[:len(urls)-1]
+}
+
+// WaitForLeader waits until the cluster can answer requests about streams.
+func (c Cluster) WaitForLeader() {
+	c[0].t.Helper()
+	wait(c[0].t, "a leader of the cluster", func() bool {
+		leader, current := false, 0
+		for _, s := range c {
+			leader = leader || s.srv.JetStreamIsLeader()
+			if s.srv.JetStreamIsCurrent() {
+				current++
+			}
+		}
+		return leader && current == len(c)
+	})
+}
+
+// StreamLeader returns the server that leads a stream of the global account, waiting until there is one.
+func (c Cluster) StreamLeader(stream string) *Server {
+	c[0].t.Helper()
+	var leader *Server
+	wait(c[0].t, "a leader of stream "+stream, func() bool {
+		for _, s := range c {
+			if s.srv.Running() && s.srv.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
+				leader = s
+			}
+		}
+		return leader != nil
+	})
+	return leader
+}
+
+// wait waits for a condition.
+func wait(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s", patience, what)
+		}
+	}
+}
+
+// FreePort is a TCP port of 127.0.0.1 that nobody listened on a moment ago.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	return freePorts(t, 1)[0]
+}
+
+func freePorts(t testing.TB, n int) []int {
+	t.Helper()
+	ports := make([]int, n)
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports
+}
+
+// StreamDir is where the server keeps a stream of the global account.
+func (s *Server) StreamDir(stream string) string {
+	return filepath.Join(s.opts.StoreDir, "jetstream", server.DEFAULT_GLOBAL_ACCOUNT, "streams", stream)
+}

@@ -1,0 +1,240 @@
+package stream
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nuid"
+)
+
+// An object store is a stream with a convention (NATS ADR-20): the object's bytes are messages on $O.<bucket>.C.<nuid>, and one message
+// on $O.<bucket>.M.<name in base64> says which they are. Readers see the object from that last message on. It is written here over the
+// same acknowledgements as everything else, so that a dropped connection, a missing permission and a full store come out as the
+// same errors.
+
+const (
+	chunkSize    = 128 << 10
+	chunksInAir  = 32
+	metaRoom     = 1 << 10 // what the message about the object may take besides its name
+	rollupHeader = "Nats-Rollup"
+)
+
+// objectInfo is the message about an object (ADR-20).
+type objectInfo struct {
+	Name    string    `json:"name"`
+	Bucket  string    `json:"bucket"`
+	NUID    string    `json:"nuid"`
+	Size    uint64    `json:"size"`
+	ModTime time.Time `json:"mtime"` // readers take the time of the message
+	Chunks  uint32    `json:"chunks"`
+	Digest  string    `json:"digest,omitempty"`
+	Deleted bool      `json:"deleted,omitempty"`
+	Options struct {
+		ChunkSize uint32 `json:"max_chunk_size,omitempty"`
+	} `json:"options"`
+}
+
+var bucketName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// Bucket is the name of the realm's object store.
+func (s *Stream) Bucket() string { return s.cfg.Bucket }
+
+// PutObject keeps data under name in the realm's object store, made if it is missing, for messages that are larger than a message may be.
+// The same name again replaces it.
+//
+// A store that is made gets the age limit, storage and replicas of the stream. What is larger than the store's own limit is TooLarge:
+// it will never fit. A store without room now is Full.
+func (s *Stream) PutObject(ctx context.Context, name string, data []byte) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if !bucketName.MatchString(s.cfg.Bucket) {
+		return &ConfigError{Setting: "object store", Reason: fmt.Sprintf("%q cannot be the name of a bucket; use letters, digits, _ and -",
+			s.cfg.Bucket)}
+	}
+	store, err := s.objectStore(ctx)
+	if err != nil {
+		return err
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.put(ctx, store, name, data)
+}
+
+// objectStore reads the settings of the bucket's stream, which is made if it is missing.
+func (s *Stream) objectStore(ctx context.Context) (*streamInfo, error) {
+	stream := "OBJ_" + s.cfg.Bucket
+	info, err := s.readInfo(ctx, stream)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Gone {
+		return info, err
+	}
+	like, err := s.readInfo(ctx, s.name)
+	if err != nil {
+		return nil, err
+	}
+	config := streamConfig{
+		Name:         stream,
+		Description:  "Zulip events of " + s.cfg.Realm + " that are too large for a message",
+		Subjects:     []string{"$O." + s.cfg.Bucket + ".C.>", "$O." + s.cfg.Bucket + ".M.>"},
+		Retention:    "limits",
+		Storage:      like.Config.Storage,
+		Replicas:     like.Config.Replicas,
+		MaxConsumers: -1,
+		MaxMsgs:      -1,
+		MaxBytes:     -1,
+		MaxAge:       like.Config.MaxAge,
+		MaxMsgsPer:   -1,
+		MaxMsgSize:   -1,
+		Discard:      "new",
+		AllowDirect:  true,
+		AllowRollup:  true,
+		Metadata:     map[string]string{"zulip-bridge": cmp.Or(s.cfg.Version, "unknown")},
+	}
+	if like.Config.MaxAge > 0 {
+		config.Duplicates = min(defaultDuplicates, like.Config.MaxAge)
+	}
+	var created streamInfo
+	err = s.link.ask(ctx, "object store "+s.cfg.Bucket+": creating it", s.api+"STREAM.CREATE."+stream, &config, apiTimeout, &created)
+	if e, ok := errors.AsType[*Error](err); ok && e.Code == 10058 {
+		return s.readInfo(ctx, stream) // somebody was faster
+	}
+	return &created, err
+}
+
+func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data []byte) error {
+	bucket, stream := s.cfg.Bucket, store.Config.Name
+	what := fmt.Sprintf("object store %s: %s (%d bytes)", bucket, name, len(data))
+	metaSubject := "$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+	info := objectInfo{Name: name, Bucket: bucket, NUID: nuid.Next(), Size: uint64(len(data))}
+	chunkSubject := "$O." + bucket + ".C." + info.NUID
+
+	limit := s.link.nc.MaxPayload()
+	if size := store.Config.MaxMsgSize; size > 0 {
+		limit = min(limit, size)
+	}
+	if limit < int64(len(name))+metaRoom {
+		return errorf(TooLarge, "%s: the store's messages may have %d bytes only (max_msg_size, max_payload), too few for an object", what, limit)
+	}
+	chunk := int(min(limit, chunkSize))
+	info.Chunks = uint32((len(data) + chunk - 1) / chunk)
+	info.Options.ChunkSize = uint32(chunk)
+	sum := sha256.Sum256(data)
+	info.Digest = "SHA-256=" + base64.URLEncoding.EncodeToString(sum[:])
+	about, err := json.Marshal(&info)
+	if err != nil {
+		return errorf(Wrong, "%s: %w", what, err)
+	}
+	needed := int64(len(data)) + int64(info.Chunks)*int64(recordFrame+len(chunkSubject)) +
+		int64(len(about)+recordFrame+len(metaSubject)+len("NATS/1.0\r\nNats-Rollup: sub\r\n\r\n"))
+	if most := store.Config.MaxBytes; most > 0 && needed > most {
+		return errorf(TooLarge, "%s: it needs %d bytes, more than the %d that the store may ever hold (max_bytes)", what, needed, most)
+	}
+	if most := store.Config.MaxMsgs; most > 0 && int64(info.Chunks)+1 > most {
+		return errorf(TooLarge, "%s: it needs %d messages, more than the %d that the store may ever hold (max_msgs)", what, info.Chunks+1, most)
+	}
+	old, err := s.get(ctx, stream, getRequest{LastFor: metaSubject})
+	if err != nil {
+		return err
+	}
+
+	p := &objectPut{
+		flight: &flight{Stream: s, ctx: ctx, what: what, broken: s.link.broken()}, stream: stream, domain: store.Domain,
+	}
+	p.waiter = s.link.wait(func(v violation) bool {
+		return v.subject == chunkSubject || v.subject == metaSubject || s.link.isReply(v.subject)
+	})
+	defer s.link.forget(p.waiter)
+	s.out.token++
+	p.prefix = s.out.inbox + "." + strconv.FormatUint(s.out.token, 36) + "."
+	err = p.send(chunkSubject, metaSubject, data, chunk, about)
+	if err != nil {
+		// If the power fails here, the chunks are left without a name; the store's age limit clears them.
+		s.purge(ctx, stream, chunkSubject)
+		return err
+	}
+	// From here on readers see the new object. The old one's chunks are nobody's.
+	var before objectInfo
+	if old != nil && json.Unmarshal(old.Data, &before) == nil && before.NUID != "" && before.NUID != info.NUID {
+		s.purge(ctx, stream, "$O."+bucket+".C."+before.NUID)
+	}
+	return nil
+}
+
+// purge removes chunks that nothing points to. What it cannot remove goes with the store's age limit.
+func (s *Stream) purge(ctx context.Context, stream, subject string) {
+	_ = s.link.ask(context.WithoutCancel(ctx), "object store: purging", s.api+"STREAM.PURGE."+stream, map[string]string{"filter": subject},
+		s.cfg.AckTimeout, &apiReply{})
+}
+
+// objectPut is one object under way.
+type objectPut struct {
+	*flight
+	stream, domain string
+	prefix         string // of the reply subjects
+	inAir          int
+}
+
+func (p *objectPut) send(chunkSubject, metaSubject string, data []byte, chunk int, about []byte) error {
+	w := &p.out
+	p.startTimer()
+	for n := 0; len(data) > 0; n++ {
+		part := data[:min(chunk, len(data))]
+		data = data[len(part):]
+		w.load(&Message{Subject: chunkSubject, Data: part})
+		if err := p.post(n, chunksInAir); err != nil {
+			return err
+		}
+	}
+	if err := p.drain(0); err != nil {
+		return err
+	}
+	// All chunks are acknowledged: only now may the object get its name.
+	w.load(&Message{Subject: metaSubject, Data: about, Headers: []Header{{rollupHeader, "sub"}}})
+	return p.post(-1, 1)
+}
+
+// post publishes the loaded message and waits until fewer than room are unacknowledged.
+func (p *objectPut) post(n, room int) error {
+	p.out.msg.Reply = p.prefix + strconv.Itoa(n)
+	if err := p.link.nc.PublishMsg(&p.out.msg); err != nil {
+		return newConnError(p.what, err, p.sent)
+	}
+	p.sent = true
+	p.inAir++
+	return p.drain(room - 1)
+}
+
+// drain waits until at most so many messages are unacknowledged.
+func (p *objectPut) drain(most int) error {
+	for p.inAir > most {
+		msg, err := p.next()
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(msg.Subject, p.prefix) {
+			continue
+		}
+		p.startTimer()
+		a, err := p.parse(msg)
+		switch {
+		case err != nil:
+			return err
+		case a.Error != nil:
+			return newAPIError(p.what, a.Error)
+		case a.Stream != p.stream || a.Domain != p.domain:
+			return errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q; two streams capture the "+
+				"same subjects", p.what, a.Stream, a.Domain, p.stream, p.domain)
+		}
+		p.inAir--
+	}
+	return nil
+}
