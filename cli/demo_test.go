@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"zulip-nats/zulipsim"
+)
+
+func TestDemo(t *testing.T) {
+	s := begin(t)
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	e := s.runs("demo", "--for", "3s")
+	if e.code != 0 {
+		t.Fatalf("exit code %d\n%s\n%s", e.code, e.stdout, e.stderr)
+	}
+	lines := strings.Split(strings.TrimSpace(e.stdout), "\n")
+	if len(lines) < 7 {
+		t.Fatalf("only %d lines in 3 s:\n%s", len(lines), e.stdout)
+	}
+	last := lines[len(lines)-1]
+	m := regexp.MustCompile(`^sent (\d+), stored (\d+), lost 0, doubled 0, out of order 0; and (\d+) records of the bridge's own$`).FindStringSubmatch(last)
+	if m == nil || m[1] != m[2] || m[1] == "0" {
+		t.Errorf("the last line is %q", last)
+	}
+	records := 0
+	for _, l := range lines[:len(lines)-2] {
+		if !strings.HasPrefix(l, "zulip.demo.") {
+			t.Errorf("a line without a subject: %q", l)
+		}
+		if strings.HasPrefix(l, "zulip.demo.bridge.") {
+			records++
+		}
+	}
+	if records == 0 {
+		t.Error("no record was shown")
+	}
+	if !strings.Contains(e.stdout, "zulip.demo.message ") {
+		t.Errorf("no message was shown:\n%s", e.stdout)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// Without --for it goes on until it is stopped, and still counts.
+func TestDemoStopped(t *testing.T) {
+	s := begin(t)
+	p := s.starts("demo")
+	p.waits("a message", func() bool { return strings.Contains(p.out.String(), "zulip.demo.message") })
+	if code := p.stops(); code != 0 || !strings.Contains(p.out.String(), "lost 0, doubled 0") {
+		t.Errorf("exit code %d\n%s\n%s", code, p.out.String(), p.err.String())
+	}
+}
+
+// The comparison has to be able to find what it promises to find.
+func TestCompare(t *testing.T) {
+	arrive := func(a *arrivals, id, body string) {
+		a.add(nats.Header{"Zulip-Queue-Id": {"q"}, "Zulip-Event-Id": {id}}, []byte(body))
+	}
+	queues := []zulipsim.QueueInfo{
+		{ID: "q", Events: []zulipsim.QueuedEvent{{ID: 0, Raw: []byte("a")}, {ID: 2, Raw: []byte("b")}, {ID: 3, Raw: []byte("c")}}},
+		{ID: "r", Events: []zulipsim.QueuedEvent{{ID: 0, Raw: []byte("d")}}},
+	}
+	var a arrivals
+	arrive(&a, "0", "a")
+	arrive(&a, "3", "c")
+	arrive(&a, "2", "B") // other bytes, and behind 3
+	arrive(&a, "3", "c")
+	a.add(nats.Header{"Zulip-Queue-Id": {"q"}, "Bridge-Record": {"queue"}}, []byte("{}"))
+	want := comparison{sent: 4, stored: 2, lost: 2, doubled: 1, disordered: 1, records: 1}
+	if got := a.compare(queues); got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}

@@ -1,0 +1,230 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/embedded"
+	"zulip-nats/zulipsim"
+)
+
+// zuliprc writes a file as Zulip serves it, and returns its path.
+func (s *story) zuliprc(email, key, site string) string {
+	s.Helper()
+	path := filepath.Join(s.home, "zuliprc")
+	if err := os.WriteFile(path, fmt.Appendf(nil, "[api]\nemail=%s\nkey=%s\nsite=%s\n", email, key, site), 0o600); err != nil {
+		s.Fatal(err)
+	}
+	return path
+}
+
+// nobody is an account of a server that is not there.
+func (s *story) nobody() string {
+	return s.zuliprc("bot@chat.example.org", "abcdefghijklmnopqrstuvwxyzABCDEF", "https://127.0.0.1:1")
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func TestNoZuliprc(t *testing.T) {
+	s := begin(t)
+	s.runs("run").want(t, 78, "zuliprc")
+	s.runs("run", "--zuliprc", filepath.Join(s.home, "not-there.rc")).want(t, 78, "not-there.rc")
+	t.Setenv("ZULIP_CONFIG", filepath.Join(s.home, "nor-there.rc"))
+	s.runs("run").want(t, 78, "nor-there.rc")
+
+	path := filepath.Join(s.home, "zuliprc")
+	if err := os.WriteFile(path, []byte("[api]\nemail=bot@chat.example.org\nsite=https://chat.example.org\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.runs("run", "--zuliprc", path).want(t, 78, "zuliprc", "key")
+	// Nothing was started or made for any of them.
+	if _, err := os.Stat(filepath.Join(s.home, ".local")); !os.IsNotExist(err) {
+		t.Errorf("a state folder was made: %v", err)
+	}
+}
+
+func TestSiteWithoutName(t *testing.T) {
+	s := begin(t)
+	path := s.zuliprc("bot@example.org", "abcdefghijklmnopqrstuvwxyzABCDEF", "https://z\u00fclip.example.org")
+	s.runs("run", "--zuliprc", path, "--nats-port", freePort(t)).want(t, 78, "--realm")
+}
+
+func TestPortTaken(t *testing.T) {
+	s := begin(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	s.runs("run", "--zuliprc", s.nobody(), "--nats-port", port).
+		want(t, 1, "port "+port+" of 127.0.0.1 is taken", "--nats-url nats://127.0.0.1:"+port, "--nats-port")
+}
+
+func TestFolderInUse(t *testing.T) {
+	s := begin(t)
+	dir := filepath.Join(s.home, "state")
+	other, err := embedded.Start(embedded.Options{Dir: filepath.Join(dir, "nats")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Shutdown()
+	s.runs("run", "--zuliprc", s.nobody(), "--nats-port", freePort(t), "--state-dir", dir).
+		want(t, 1, filepath.Join(dir, "nats"), "in use", "--state-dir")
+}
+
+func TestFolderThatIsNone(t *testing.T) {
+	s := begin(t)
+	file := filepath.Join(s.home, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.runs("run", "--zuliprc", s.nobody(), "--nats-port", freePort(t), "--state-dir", file).want(t, 78, file, "--state-dir")
+}
+
+// From the first line of the log on, stderr is JSON for whoever collects it; the error that ends the program too.
+func TestErrorsAreLogLines(t *testing.T) {
+	s := begin(t)
+	e := s.runs("run", "--zuliprc", filepath.Join(s.home, "not-there.rc"))
+	e.want(t, 78)
+	for line := range strings.Lines(e.stderr) {
+		var fields struct{ Level, Time, Message string }
+		if err := json.Unmarshal([]byte(line), &fields); err != nil || fields.Time == "" || fields.Level != "error" {
+			t.Errorf("no line of a log: %s (%v)", line, err)
+		}
+	}
+	e = s.runs("run", "--log-format", "console", "--zuliprc", filepath.Join(s.home, "not-there.rc"))
+	e.want(t, 78, "ERR")
+}
+
+// An afternoon with one command: no NATS anywhere, one zuliprc. It is stopped, things happen, it is started again.
+func TestRunWithNothingButAZuliprc(t *testing.T) {
+	s := begin(t)
+	zulip := &zulipsim.Server{}
+	site := zulip.Start(t)
+	bot := zulip.Account("bridge-bot@example.com")
+	t.Setenv("ZULIP_EMAIL", bot.Email) // the file's is wrong: variables come first
+	file := s.zuliprc("wrong@example.com", bot.Key, site)
+	state := filepath.Join(s.home, "xdg")
+	t.Setenv("XDG_STATE_HOME", state)
+	port := freePort(t)
+	args := []string{"run", "--zuliprc", file, "--realm", "acme", "--nats-port", port, "--no-lease"}
+
+	p := s.starts(args...)
+	p.waits("a queue that is polled", func() bool { q := zulip.Queues(); return len(q) == 1 && q[0].Waiting })
+	zulip.SendMessage(zulipsim.Message{Channel: "announce", Topic: "release", Content: "one"})
+	p.waits("one message", func() bool { return len(stored(t, port)) == 1 })
+	if code := p.stops(); code != 0 {
+		t.Fatalf("exit code %d after a stop:\n%s", code, p.err.String())
+	}
+	folder := filepath.Join(state, "zulip-nats", "nats")
+	for _, word := range []string{"nats://127.0.0.1:" + port, folder, "stopped"} {
+		if !strings.Contains(p.err.String(), word) {
+			t.Errorf("the log does not say %q:\n%s", word, p.err.String())
+		}
+	}
+	if strings.Contains(p.err.String()+p.out.String(), bot.Key) {
+		t.Errorf("the key is in the log:\n%s", p.err.String())
+	}
+	if p.out.String() != "" {
+		t.Errorf("stdout: %s", p.out.String())
+	}
+
+	zulip.SendMessage(zulipsim.Message{Channel: "announce", Topic: "release", Content: "two"})
+	p = s.starts(args...)
+	p.waits("both messages", func() bool { return len(stored(t, port)) == 2 })
+	got := stored(t, port)
+	p.stops()
+	if !strings.Contains(got[0], `"one"`) || !strings.Contains(got[1], `"two"`) {
+		t.Errorf("stored: %q", got)
+	}
+	if n := len(zulip.Queues()); n != 1 {
+		t.Errorf("%d queues, not the one it began with", n)
+	}
+
+	// Done with it for good.
+	p = s.starts(append(args, "--delete-queue")...)
+	p.waits("the queue polled again", func() bool { return zulip.Queues()[0].Waiting })
+	if code := p.stops(); code != 0 {
+		t.Errorf("exit code %d after a stop with --delete-queue:\n%s", code, p.err.String())
+	}
+	if q := zulip.Queues(); len(q) != 1 || q[0].Dead != "deleted" {
+		t.Errorf("after --delete-queue: %d queues, the first one %q", len(q), q[0].Dead)
+	}
+}
+
+// stored reads the messages of realm acme back; none if there is no server or no stream yet.
+func stored(t testing.TB, port string) []string {
+	t.Helper()
+	nc, err := nats.Connect("nats://127.0.0.1:" + port)
+	if err != nil {
+		return nil
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), "ZULIP_acme")
+	if err != nil {
+		return nil
+	}
+	info, err := stream.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bodies []string
+	for seq := info.State.FirstSeq; seq > 0 && seq <= info.State.LastSeq; seq++ {
+		m, err := stream.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Subject == "zulip.acme.message" {
+			bodies = append(bodies, string(m.Data))
+		}
+	}
+	return bodies
+}
+
+// A key that Zulip refuses from the start is not tried for ever.
+func TestKeyRefusedAtStart(t *testing.T) {
+	s := begin(t)
+	zulip := &zulipsim.Server{}
+	site := zulip.Start(t)
+	bot := zulip.Account("bridge-bot@example.com")
+	file := s.zuliprc(bot.Email, strings.Repeat("x", 32), site)
+	s.runs("run", "--zuliprc", file, "--realm", "acme", "--nats-port", freePort(t)).want(t, 78, bot.Email)
+}
+
+func TestPasswordsAreInNoLine(t *testing.T) {
+	s := begin(t)
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Shutdown()
+	url := strings.Replace(server.URL(), "nats://", "nats://bridge:hunter2@", 1)
+	p := s.starts("run", "--zuliprc", s.nobody(), "--log-level", "trace", "--nats-url", url)
+	p.waits("a line of the log", func() bool { return strings.Contains(p.err.String(), "connected") })
+	p.stops()
+	if strings.Contains(p.err.String(), "hunter2") || strings.Contains(p.err.String(), "abcdefghijklmnopqrstuvwxyzABCDEF") {
+		t.Errorf("a secret is in the log:\n%s", p.err.String())
+	}
+}

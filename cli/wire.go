@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"zulip-nats/bridge"
+	"zulip-nats/lease"
+	"zulip-nats/poller"
+	"zulip-nats/stream"
+	"zulip-nats/subjects"
+)
+
+// parts is a bridge with what it holds on to.
+type parts struct {
+	bridge *bridge.Bridge
+	nats   *nats.Conn
+}
+
+func (p *parts) close() { p.nats.Close() }
+
+// wire builds the bridge of one realm. load gives the account: once here, and again whenever Zulip refuses the key.
+func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Account, error), log zerolog.Logger) (*parts, error) {
+	account, err := load()
+	if err != nil {
+		return nil, err
+	}
+	realm, err := realmOf(r.Name, account.Site)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Queue.Validate(); err != nil {
+		return nil, err
+	}
+	log = log.With().Str("realm", realm.String()).Logger()
+	version := readBuild().version
+
+	connect := c.NATS
+	connect.Name = "zulip-nats " + realm.String()
+	connect.Log = log
+	nc, err := stream.Connect(ctx, connect)
+	if err != nil {
+		return nil, err
+	}
+
+	writer := writerName()
+	var said []string // the warnings about the stream that are in the log already
+	b := bridge.Config{
+		Realm:   realm,
+		Site:    account.Site,
+		Account: account.Email,
+		Poller: &poller.Poller{
+			Client:  &poller.Client{Account: load, UserAgent: userAgent(version)},
+			Options: r.Queue,
+			Log:     log,
+		},
+		Open: func(ctx context.Context) (bridge.Stream, error) {
+			s, err := stream.Open(ctx, nc, stream.Config{
+				Realm:     realm.String(),
+				Filter:    realm.All(),
+				Name:      r.Stream,
+				QueueLife: cmp.Or(r.Queue.Life, poller.DefaultLife),
+				Path:      r.Path,
+				Version:   version,
+			})
+			if err != nil {
+				return nil, err
+			}
+			if s.Created() {
+				log.Info().Str("stream", s.Name()).Msg("a stream is created")
+			}
+			for _, w := range s.Warnings() {
+				if !slices.Contains(said, w) {
+					said = append(said, w)
+					log.Warn().Str("stream", s.Name()).Msg(w)
+				}
+			}
+			return s, nil
+		},
+		Writer:            writer,
+		StartFrom:         r.StartFrom,
+		RefillMaxAge:      r.BackfillMaxAge,
+		RefillMaxMessages: r.BackfillMaxMessages,
+		Version:           version,
+		Log:               log,
+	}
+	if !c.NoLease {
+		b.Acquire = func(ctx context.Context) (bridge.Lease, error) {
+			l, err := lease.Acquire(ctx, lease.Config{Conn: nc, Realm: realm.String(), Writer: writer, TTL: c.LeaseTTL, Log: log})
+			if err != nil || l == nil {
+				return nil, err // and not a nil *lease.Lease, which would be no nil interface
+			}
+			return l, nil
+		}
+	}
+	return &parts{bridge: bridge.New(b), nats: nc}, nil
+}
+
+// realmOf is the name that was chosen, else the one that the site gives.
+func realmOf(name, site string) (subjects.Realm, error) {
+	if name != "" {
+		r, err := subjects.ParseRealm(name)
+		if err != nil {
+			return subjects.Realm{}, usageError{err}
+		}
+		return r, nil
+	}
+	r, err := subjects.RealmFromSite(site)
+	if err != nil {
+		return subjects.Realm{}, configError{err}
+	}
+	return r, nil
+}
+
+// writerName names this process: a person finds the machine by it, and no two processes share it, containers with the same host name
+// and process id included.
+func writerName() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d-%s", printable(host, 60), os.Getpid(), strings.ToLower(rand.Text()[:6]))
+}
+
+// userAgent is "zulip-nats/1.2.3". Zulip takes the part before the slash as the client's name.
+func userAgent(version string) string {
+	return "zulip-nats/" + printable(strings.Trim(version, "()"), 60)
+}
+
+// printable leaves letters, digits and a few marks of a name, so that it can stand in headers.
+func printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < 0x80 && (r == '.' || r == '-' || r == '_' || r == '+' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z') {
+			return r
+		}
+		return '-'
+	}, s)
+	return s[:min(len(s), most)]
+}
