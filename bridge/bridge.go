@@ -141,7 +141,9 @@ type Bridge struct {
 	cursorOK bool
 
 	record   *queueRecord // of the queue we follow
-	keptAt   time.Time    // when its record was last written; zero: not by this process
+	resumed  bool         // following a queue has been announced, in this term
+	keptAt   time.Time    // when its record was last written; zero: it has to be written before the next poll
+	largest  int64        // the largest message id that this process stored
 	held     *heldSet     // messages that the stream held before this queue, read when first needed
 	rejected rejections   // what was rejected at this position without moving it
 	losses   int          // queues lost in a row, none of which answered a poll
@@ -151,7 +153,7 @@ type Bridge struct {
 // New makes a Bridge. It asks nothing of anybody yet.
 func New(cfg Config) *Bridge {
 	subject, _ := cfg.Realm.Event("message") // no error: "message" is a token
-	return &Bridge{cfg: cfg, poller: cfg.Poller, log: cfg.Log, messageSubject: subject}
+	return &Bridge{cfg: cfg, poller: cfg.Poller, log: cfg.Log, messageSubject: subject, known: poller.Position{Last: -1}}
 }
 
 // errMoved says that the place is another one than we thought: the stream has to be read again before anything else.
@@ -234,7 +236,7 @@ func (b *Bridge) open(ctx context.Context) error {
 // work reads where we are and does what comes next, again and again. Each step begins with a write that names the message read here, so a
 // stale read does no harm: the server refuses the write, and we read again. A step that returns nil has done its part.
 func (b *Bridge) work(ctx context.Context) error {
-	b.keptAt = time.Time{}
+	b.keptAt, b.resumed = time.Time{}, false
 	for wait := newRetry(); ; {
 		p, err := b.read(ctx)
 		if err != nil {

@@ -42,7 +42,7 @@ func (b *Bridge) changeOver(ctx context.Context, p place, why string) error {
 		}
 		return err
 	}
-	r.Previous = old.Queue
+	r.Previous, r.Begin = old.Queue, b.record.Begin
 	if largest > 0 {
 		r.Held = &heldRange{From: from, UpToID: largest}
 	}
@@ -55,6 +55,9 @@ func (b *Bridge) changeOver(ctx context.Context, p place, why string) error {
 	if err := b.append(gctx, []entry{e}, phasePoll); err != nil {
 		b.discard(ctx, r.QueueID)
 		return err
+	}
+	if r.Held != nil {
+		r.Held.Until = b.knownSeq
 	}
 	b.followNew(r)
 	b.discard(ctx, old.Queue)
@@ -70,9 +73,11 @@ func (b *Bridge) retireOld(ctx context.Context) {
 
 // followNew takes a queue that was just recorded for the one to follow.
 func (b *Bridge) followNew(r *queueRecord) {
-	life := time.Duration(r.LifeSeconds * float64(time.Second))
 	b.log.Info().Str("queue", r.QueueID).Str("why", r.Why).Str("zulip", r.ZulipVersion).Int("feature_level", r.FeatureLevel).
-		Stringer("idle_life", life).Bool("life_said_by_server", r.LifeSaid).Msg("a queue is registered and recorded")
-	b.record, b.keptAt, b.held = r, time.Now(), nil
-	b.poller.Follow(poller.Queue{ID: r.QueueID, Life: life, Patience: time.Duration(r.Patience * float64(time.Second)), Renewed: r.Time})
+		Stringer("idle_life", r.life()).Bool("life_said_by_server", r.LifeSaid).Msg("a queue is registered and recorded")
+	if r.Begin != nil && r.Begin.Seq == 0 {
+		r.Begin.Seq = b.knownSeq
+	}
+	b.record, b.keptAt, b.held, b.resumed = r, time.Now(), nil, true
+	b.poller.Follow(poller.Queue{ID: r.QueueID, Life: r.life(), Patience: r.patience(), Renewed: r.Time})
 }

@@ -18,10 +18,10 @@ const recordAge = 24 * time.Hour
 
 // follow polls the queue and stores what comes, until the stream has to be read again or ctx ends.
 func (b *Bridge) follow(ctx context.Context, p place) error {
-	if err := b.recall(ctx, p); err != nil {
+	r, err := b.recall(ctx, p)
+	switch {
+	case err != nil:
 		return err
-	}
-	switch r := b.record; {
 	case r.Site != b.cfg.Site:
 		return &ConfigError{fmt.Sprintf("the stream holds events of %s under the realm name %s, and the configured site is %s: "+
 			"two organizations must not share a name; give this one another with --realm, or use another stream",
@@ -34,7 +34,8 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 	if err := b.loadRejected(ctx, p); err != nil {
 		return err
 	}
-	if b.keptAt.IsZero() {
+	if !b.resumed {
+		b.resumed = true
 		b.retireOld(ctx)
 		b.log.Info().Str("queue", p.at.Queue).Int64("event_id", p.at.Last).Msg("resuming the queue behind the last event stored")
 	}
@@ -72,34 +73,72 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 		if err := b.store(ctx, batch); err != nil {
 			return err
 		}
+		for i := range batch.Events {
+			b.largest = max(b.largest, batch.Events[i].MessageID)
+		}
 	}
 }
 
-// recall reads the record of the queue that the place names. A record that has aged out is replaced by what is configured, with a warning.
-func (b *Bridge) recall(ctx context.Context, p place) error {
-	if b.record != nil && b.record.QueueID == p.at.Queue && p.phase == phasePoll {
-		return nil
+// recall reads the record of the queue that the place names, and tells the poller of the queue. A record that has aged out is replaced by
+// what is configured, with a warning.
+func (b *Bridge) recall(ctx context.Context, p place) (*queueRecord, error) {
+	if p.phase == phaseRefill && b.record != nil && b.record.Why == whyKept {
+		b.record = nil // another instance found that the stream had lost messages, and recorded the same queue anew
 	}
-	m, err := b.lastOn(ctx, b.cfg.Realm.Record(subjects.Queue))
+	known := b.record
+	r, err := b.recordOf(ctx, p.at.Queue)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r := decode[queueRecord](m)
-	if r == nil || r.QueueID != p.at.Queue {
+	if r == nil {
 		b.log.Warn().Str("queue", p.at.Queue).Msg("the record of this queue is not in the stream any more: taking it as registered with the options " +
 			"and the life that are configured")
 		r = &queueRecord{Record: recordQueue, QueueID: p.at.Queue, Site: b.cfg.Site, Account: b.cfg.Account, Options: b.poller.Options.JSON(),
 			LifeSeconds: cmp.Or(b.poller.Options.Life, poller.DefaultLife).Seconds()}
 	}
-	b.record = r
-	life := time.Duration(r.LifeSeconds * float64(time.Second))
-	renewed := time.Time{}
-	if p.last != nil {
-		// The newest message came in answer to a poll that began before it: the clock was set then at the latest, if that poll waited.
-		renewed = p.last.Time
+	if r.Held != nil && r.Held.Until == 0 && p.phase == phasePoll {
+		// The record that closed the gap is the newest message: whoever goes on from it writes the sequence down before anything else.
+		r.Held.Until = p.last.Seq
+		b.keptAt = time.Time{}
 	}
-	b.poller.Follow(poller.Queue{ID: r.QueueID, Life: life, Patience: time.Duration(r.Patience * float64(time.Second)), Renewed: renewed})
-	return nil
+	b.record = r
+	if r != known {
+		// The newest message came in answer to a poll that began before it: the idle clock was set then at the latest, if that poll waited.
+		b.poller.Follow(poller.Queue{ID: r.QueueID, Life: r.life(), Patience: r.patience(), Renewed: p.last.Time})
+	}
+	return r, nil
+}
+
+// recordOf reads the newest record of a queue; nil if the stream does not have it. What this process wrote or read before is not read again.
+// One that is not there is looked for again a while later, since a leader that was deposed lacks the newest messages.
+func (b *Bridge) recordOf(ctx context.Context, queue string) (*queueRecord, error) {
+	if queue == "" {
+		return nil, nil
+	}
+	if b.record != nil && b.record.QueueID == queue {
+		return b.record, nil
+	}
+	for again := false; ; again = true {
+		m, err := b.lastOn(ctx, b.cfg.Realm.Record(subjects.Queue))
+		if err != nil {
+			return nil, err
+		}
+		if r := decode[queueRecord](m); r != nil && r.QueueID == queue {
+			if r.Begin != nil && r.Begin.Seq == 0 {
+				r.Begin.Seq = m.Seq
+			}
+			if r.Held != nil && r.Held.Until == 0 && r.Refill == nil {
+				r.Held.Until = m.Seq
+			}
+			return r, nil
+		}
+		if again {
+			return nil, nil
+		}
+		if err := sleep(ctx, walkPause); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // lastOn is Stream.LastOn with patience.
@@ -141,16 +180,7 @@ func (b *Bridge) recordAge(ctx context.Context) time.Duration {
 func (b *Bridge) keep(ctx context.Context, p place, read bool) error {
 	r := *b.record
 	r.Why, r.Previous, r.Bridge, r.Time = whyKept, "", b.cfg.Version, time.Now().UTC()
-	r.Newest = b.newest(ctx, r.Newest)
-	if r.Held != nil && r.Held.Until == 0 {
-		until, err := b.heldUntil(ctx)
-		if err != nil {
-			return err
-		}
-		held := *r.Held
-		held.Until = until
-		r.Held = &held
-	}
+	r.Newest = newestIDs{Own: max(r.Newest.Own, b.largest), Public: max(r.Newest.Public, b.largest)}
 	e, err := b.queueEntry(&r, b.known.Last)
 	if err != nil {
 		return err
@@ -166,23 +196,6 @@ func (b *Bridge) keep(ctx context.Context, p place, read bool) error {
 		b.record, b.keptAt = &r, time.Now()
 	}
 	return err
-}
-
-// newestTimeout is how long a start waits to learn the newest message ids: polls may work while the rest of Zulip does not.
-const newestTimeout = 5 * time.Second
-
-// newest asks for the newest message ids, and settles for the old ones where that does not work now.
-func (b *Bridge) newest(ctx context.Context, old newestIDs) newestIDs {
-	if !b.receivesMessages() {
-		return old
-	}
-	ctx, cancel := context.WithTimeout(ctx, newestTimeout)
-	defer cancel()
-	n, err := b.askNewest(ctx)
-	if err != nil {
-		return old
-	}
-	return n
 }
 
 // askNewest asks history for its newest message in each pass.

@@ -93,9 +93,9 @@ func (b *Bridge) begin(ctx context.Context, p place) error {
 	if err != nil {
 		return err
 	}
+	r.Begin = &beginning{Newest: r.Newest}
 	if b.cfg.StartFrom.set() {
-		r.Refill = &refillRange{UpTo: r.Newest, Until: r.Time.Add(time.Duration(r.LifeSeconds*float64(time.Second)) / 2)}
-		r.Refill.Above = b.cfg.StartFrom.above()
+		r.Refill = &refillRange{Above: b.cfg.StartFrom.above(), UpTo: r.Newest, Cause: "asked to start in the past", Until: r.Time.Add(r.life() / 2)}
 		r.Held = &heldRange{From: 1, UpToID: r.Newest.max()}
 	}
 	return b.enroll(ctx, p, r, -1)
@@ -118,7 +118,10 @@ func (b *Bridge) replace(ctx context.Context, p place) error {
 	if opened == nil {
 		opened = &gapOpened{}
 	}
-	r.Refill, r.Held, err = b.planRefill(ctx, r, opened, b.record)
+	before, err := b.recordOf(ctx, p.at.Queue)
+	if err == nil {
+		err = b.planRefill(ctx, r, opened, p.last.Seq, before)
+	}
 	if err != nil {
 		b.discard(ctx, r.QueueID)
 		return err
@@ -184,6 +187,11 @@ func (b *Bridge) tailLost(ctx context.Context, p place) error {
 	was := b.known
 	b.log.Error().Str("stream_says", describe(p.at)).Str("stored_was", describe(was)).
 		Msg("the stream holds less than what it had acknowledged (restored, recreated, purged, or its server lost power)")
+	if b.record != nil {
+		r := *b.record
+		r.Begin = nil // it was a place in a stream that is no more
+		b.record = &r
+	}
 	if p.phase == phasePoll {
 		switch err := b.poller.Probe(ctx, p.at); {
 		case err == nil:
@@ -219,32 +227,37 @@ func (b *Bridge) tailLost(ctx context.Context, p place) error {
 }
 
 // sameQueue records that the queue before the gap is the queue behind it: the stream had lost messages, Zulip had not dropped the queue.
+// p is the place before the gap was opened.
 func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p place) error {
-	r := b.record
-	if r == nil || r.QueueID != was.Queue {
+	if b.record == nil || b.record.QueueID != was.Queue {
 		return nil // only its record could tell how to follow it: a new queue then
 	}
-	now := *r
-	now.Why, now.Previous, now.Time = whyLost, was.Queue, time.Now().UTC()
-	opened := &gapOpened{QueueID: was.Queue, LastEventID: p.at.Last}
+	r := *b.record
+	r.Why, r.Previous, r.Time = whyLost, was.Queue, time.Now().UTC()
+	opened := &gapOpened{Cause: "the stream lost its newest messages; the queue lives on"}
+	missing := &idRange{Above: -1, UpTo: was.Last}
 	if p.last != nil {
 		opened.LastStored = p.last.Time
 	}
+	if p.at.Queue == was.Queue {
+		missing.Above = p.at.Last
+	}
 	var err error
-	if now.Newest, err = b.askNewest(ctx); err != nil {
+	if r.Newest, err = b.askNewest(ctx); err != nil {
 		return err
 	}
-	if now.Refill, now.Held, err = b.planRefill(ctx, &now, opened, r); err != nil {
+	if err := b.planRefill(ctx, &r, opened, b.knownSeq, b.record); err != nil {
 		return err
 	}
-	e, err := b.queueEntry(&now, was.Last)
+	r.Refill.Missing = missing
+	e, err := b.queueEntry(&r, was.Last)
 	if err != nil {
 		return err
 	}
 	if err := b.put(ctx, place{cursor: b.cursor}, e); err != nil {
 		return err
 	}
-	b.record, b.held = &now, nil
+	b.record, b.held = &r, nil
 	return nil
 }
 

@@ -37,8 +37,13 @@ type queueRecord struct {
 	LifeSaid     bool    `json:"idle_queue_timeout_said_by_server"`
 	Patience     float64 `json:"event_queue_longpoll_timeout_seconds"`
 
-	// Newest are the newest message ids when the record was written. They are where a refill begins if the stream holds no message.
+	// Newest are the newest message ids when the queue was made; later, if it is greater, the largest that was stored. They are where a
+	// refill begins if the stream holds no message. What Zulip has by the time of a start is not taken: the queue may be dead by then,
+	// and the messages missed.
 	Newest newestIDs `json:"newest_message_ids"`
+	// Begin is where the stream's unbroken story begins. It is handed on from record to record, so that a refill that finds few messages
+	// in the stream knows whether these are all that there ever were.
+	Begin *beginning `json:"begin,omitempty"`
 	// Refill is what has to be read back from history before the queue is polled; nil where nothing has.
 	Refill *refillRange `json:"refill,omitempty"`
 	// Held says which messages the stream held before this queue's first poll: those between the two sequences.
@@ -54,15 +59,29 @@ type newestIDs struct {
 	Public int64 `json:"public,omitempty"`
 }
 
+func (r *queueRecord) life() time.Duration     { return seconds(r.LifeSeconds) }
+func (r *queueRecord) patience() time.Duration { return seconds(r.Patience) }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
 func (n newestIDs) max() int64 { return max(n.Own, n.Public) }
 func (n newestIDs) min() int64 { return min(n.Own, n.Public) }
+
+// beginning is the record of a queue before which the stream holds nothing of ours, and the newest message ids at that time.
+type beginning struct {
+	Seq    uint64    `json:"seq,omitempty"` // 0: this record's own
+	Newest newestIDs `json:"newest_message_ids"`
+}
 
 // refillRange is which messages a refill asks history for: those above one id, up to another, in each pass.
 type refillRange struct {
 	Above newestIDs `json:"above"`
 	UpTo  newestIDs `json:"up_to"`
-	// Since is when the gap began: messages that were changed later than that cannot be told from the stream.
-	Since time.Time `json:"since"`
+	// Cause is why there is a gap, Since when it began: the stream holds an older state of messages that were changed later.
+	Cause string    `json:"cause"`
+	Since time.Time `json:"since,omitzero"`
+	// Missing are the event ids that the stream had lost from its own end, where that is the cause.
+	Missing *idRange `json:"missing_event_ids,omitempty"`
 	// Until is when refilling has to end, because nothing renews the clock of a queue that is not polled yet.
 	Until time.Time `json:"until"`
 }
@@ -70,7 +89,7 @@ type refillRange struct {
 // heldRange is a range of stream sequences: From up to Until, both included.
 type heldRange struct {
 	From   uint64 `json:"from_seq"`
-	Until  uint64 `json:"until_seq,omitempty"` // 0: up to where this queue's first poll began
+	Until  uint64 `json:"until_seq,omitempty"` // 0: up to this record, or to the gap-closed record that follows it
 	UpToID int64  `json:"up_to_message_id"`    // messages with a greater id cannot be among them
 }
 

@@ -43,48 +43,44 @@ func (b *Bridge) refills() bool {
 }
 
 // planRefill decides which messages the queue r has to have read back before its first poll, and what the stream holds of them. opened tells
-// of the gap; r.Newest are the upper bounds; remembered is the last record that this process knows, for a stream that lost its own.
-func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpened, remembered *queueRecord) (*refillRange, *heldRange, error) {
-	plan := &refillRange{UpTo: r.Newest, Since: opened.LastStored, Until: r.Time.Add(time.Duration(r.LifeSeconds * float64(time.Second) / 2))}
-	var ids []idAt
-	newest, err := b.lastOn(ctx, b.messageSubject)
+// of the gap, until is the sequence of the newest message of ours, before is the record of the queue that died (nil if there is none); r.Newest
+// are the upper bounds.
+func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpened, until uint64, before *queueRecord) error {
+	plan := &refillRange{UpTo: r.Newest, Cause: opened.Cause, Since: opened.LastStored,
+		Until: r.Time.Add(time.Duration(r.LifeSeconds * float64(time.Second) / 2))}
+	r.Refill, r.Held = plan, &heldRange{From: 1, UpToID: plan.UpTo.max()}
+	var info stream.Info
+	if err := b.patiently(ctx, func() (err error) { info, err = b.stream.Info(ctx); return err }); err != nil {
+		return err
+	}
+	ids, err := b.newestHeld(ctx, info, until)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	if newest != nil {
-		if ids, err = b.newestHeld(ctx, newest); err != nil {
-			return nil, nil, err
-		}
-	}
-	held := &heldRange{From: 1, UpToID: plan.UpTo.max()}
 	if len(ids) > 0 {
-		held.From = ids[0].seq
+		r.Held.From = ids[0].seq
 	}
-	if len(ids) >= heldWanted {
-		low := smallest(ids[len(ids)/2:])
-		plan.Above = newestIDs{Own: low - 1, Public: low - 1}
-		return plan, held, nil
-	}
-	first, last, err := b.queueRecords(ctx)
-	if err != nil {
-		return nil, nil, err
+	unbroken := false
+	if before != nil && before.Begin != nil && info.FirstSeq <= before.Begin.Seq {
+		unbroken, r.Begin = true, before.Begin
 	}
 	switch {
-	case first != nil && first.Why == whyFirst:
-		plan.Above = first.Newest // the stream reaches back to the first start: everything since is either held or missing
+	case len(ids) < heldWanted && unbroken:
+		plan.Above = before.Begin.Newest // everything since the beginning is either held or missing
 	case len(ids) > 0:
-		low := smallest(ids[len(ids)/2:])
-		plan.Above = newestIDs{Own: low - 1, Public: low - 1}
-	case last != nil:
-		plan.Above = last.Newest
-	case remembered != nil:
-		plan.Above = remembered.Newest
-	case opened.QueueID == "" && b.cfg.StartFrom.set():
+		low := smallest(ids[len(ids)/2:]) - 1
+		plan.Above = newestIDs{Own: low, Public: low}
+	case before != nil:
+		plan.Above = before.Newest
+	case b.cfg.StartFrom.set():
 		plan.Above = b.cfg.StartFrom.above()
 	default:
 		plan.Above = plan.UpTo // nothing says where the stream ended: nothing can be refilled
 	}
-	return plan, held, nil
+	if r.Begin == nil && len(ids) == 0 {
+		r.Begin = &beginning{Newest: r.Newest}
+	}
+	return nil
 }
 
 // idAt is a message id and the sequence it is stored at.
@@ -98,9 +94,9 @@ func smallest(ids []idAt) int64 {
 }
 
 // newestHeld reads the ids of the newest heldWanted messages in the stream, oldest first; fewer if there are no more.
-func (b *Bridge) newestHeld(ctx context.Context, newest *stream.Stored) (ids []idAt, err error) {
-	info := stream.Info{}
-	if err := b.patiently(ctx, func() (err error) { info, err = b.stream.Info(ctx); return err }); err != nil {
+func (b *Bridge) newestHeld(ctx context.Context, info stream.Info, until uint64) (ids []idAt, err error) {
+	newest, err := b.lastOn(ctx, b.messageSubject)
+	if err != nil || newest == nil {
 		return nil, err
 	}
 	for window := heldWindow; ; window *= 2 {
@@ -109,7 +105,7 @@ func (b *Bridge) newestHeld(ctx context.Context, newest *stream.Stored) (ids []i
 		if all {
 			from = stream.Start{Seq: 1}
 		}
-		if ids, err = b.messageIDs(ctx, from, newest.Seq); err != nil {
+		if ids, err = b.messageIDs(ctx, from, until); err != nil {
 			return nil, err
 		}
 		if all || len(ids) >= heldWanted {
@@ -118,60 +114,62 @@ func (b *Bridge) newestHeld(ctx context.Context, newest *stream.Stored) (ids []i
 	}
 }
 
-// messageIDs reads the message ids stored between two places.
+// messageIDs reads the message ids stored from a place on, up to the message at until.
 func (b *Bridge) messageIDs(ctx context.Context, from stream.Start, until uint64) (ids []idAt, err error) {
-	err = b.patiently(ctx, func() error {
-		ids = ids[:0]
-		return b.stream.Scan(ctx, b.messageSubject, from, until, true, func(m *stream.Stored) error {
-			if id, ok := headerInt(m, HeaderMessageID); ok {
-				ids = append(ids, idAt{m.Seq, id})
-			}
-			return nil
-		})
-	})
+	err = b.scan(ctx, from, until, func(m *stream.Stored) {
+		if id, ok := headerInt(m, HeaderMessageID); ok && m.Subject == b.messageSubject {
+			ids = append(ids, idAt{m.Seq, id})
+		}
+	}, func() { ids = ids[:0] })
 	return ids, err
 }
 
-// queueRecords reads the oldest and the newest queue record in the stream; nil where there is none.
-func (b *Bridge) queueRecords(ctx context.Context) (first, last *queueRecord, err error) {
-	m, err := b.lastOn(ctx, b.cfg.Realm.Record(subjects.Queue))
-	if err != nil || m == nil {
-		return nil, nil, err
-	}
-	last = decode[queueRecord](m)
-	err = b.patiently(ctx, func() error {
-		err := b.stream.Scan(ctx, b.cfg.Realm.Record(subjects.Queue), stream.Start{Seq: 1}, m.Seq, false, func(m *stream.Stored) error {
-			first = decode[queueRecord](m)
-			return errEnough
+// scan gives f the headers of everything of the realm from a place on, up to the message at until. A server that does not show that message
+// lags behind or was deposed, and what it shows is not all: it is asked again, and again is called before each new beginning. Only a message
+// that is still not there a while later was deleted.
+func (b *Bridge) scan(ctx context.Context, from stream.Start, until uint64, f func(*stream.Stored), again func()) error {
+	for missing := 0; until > 0; {
+		complete := false
+		err := b.patiently(ctx, func() error {
+			again()
+			return b.stream.Scan(ctx, b.cfg.Realm.All(), from, until, true, func(m *stream.Stored) error {
+				complete = complete || m.Seq == until
+				f(m)
+				return nil
+			})
 		})
-		if errors.Is(err, errEnough) {
+		if err != nil || complete {
+			return err
+		}
+		var m *stream.Stored
+		if err := b.patiently(ctx, func() (err error) { m, err = b.stream.At(ctx, until); return err }); err != nil {
+			return err
+		}
+		if m == nil {
+			missing++
+		}
+		if missing > 1 {
 			return nil
 		}
-		return err
-	})
-	return first, last, err
+		if err := sleep(ctx, walkPause); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// errEnough ends a Scan early.
-var errEnough = errors.New("enough")
-
-// refill reads back from history what the gap left out, oldest first, and closes the gap. Begun again after a crash, it goes on behind the
-// last message refilled.
+// refill reads back from history what the gap left out, oldest first, and closes the gap. Begun anew after a crash, it passes over what the
+// stream holds by then.
 func (b *Bridge) refill(ctx context.Context, p place) error {
-	if err := b.recall(ctx, p); err != nil {
-		return err
-	}
-	r := b.record
-	opened, err := b.gapBefore(ctx)
+	r, err := b.recall(ctx, p)
 	if err != nil {
 		return err
 	}
-	closed := gapClosed{Record: recordGapClosed, Cause: opened.Cause, OldQueueID: r.Previous, QueueID: r.QueueID, Since: opened.LastStored,
-		NotRecoverable: notRecoverable}
-	if r.Previous == r.QueueID {
-		closed.MissingEvents = &idRange{UpTo: p.at.Last}
-	}
-	if r.Refill != nil {
+	closed := gapClosed{Record: recordGapClosed, OldQueueID: r.Previous, QueueID: r.QueueID, NotRecoverable: notRecoverable}
+	if r.Refill == nil {
+		closed.NotRefilled = &notRefilled{Reason: "the record that says which messages are missing is not in the stream any more"}
+	} else {
+		closed.Cause, closed.Since, closed.MissingEvents = r.Refill.Cause, r.Refill.Since, r.Refill.Missing
 		if err := b.refillMessages(ctx, p, r, &closed); err != nil {
 			return err
 		}
@@ -195,20 +193,6 @@ func (b *Bridge) refill(ctx context.Context, p place) error {
 	return nil
 }
 
-// gapBefore is the body of the newest gap-opened record; a zero one where there is none, as at a first start that was asked to go back.
-func (b *Bridge) gapBefore(ctx context.Context) (*gapOpened, error) {
-	m, err := b.lastOn(ctx, b.cfg.Realm.Record(subjects.Gap))
-	if err != nil {
-		return nil, err
-	}
-	if m != nil && header(m, HeaderRecord) == recordGapOpened {
-		if opened := decode[gapOpened](m); opened != nil {
-			return opened, nil
-		}
-	}
-	return &gapOpened{Cause: "asked to start in the past"}, nil
-}
-
 // refillMessages stores the messages that the plan names and the stream does not hold, and says in closed what it did. What an earlier try
 // has stored is passed over like everything else that the stream holds.
 func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, closed *gapClosed) error {
@@ -222,19 +206,17 @@ func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, cl
 		from = r.Held.From
 	}
 	held := map[int64]bool{}
-	err := b.patiently(ctx, func() error {
-		clear(held)
-		closed.Refilled = 0
-		return b.stream.Scan(ctx, b.messageSubject, stream.Start{Seq: from}, p.cursor.Seq, true, func(m *stream.Stored) error {
-			if id, ok := headerInt(m, HeaderMessageID); ok {
-				held[id] = true
-			}
-			if header(m, HeaderOrigin) == originBackfill && header(m, HeaderQueueID) == r.QueueID {
-				closed.Refilled++
-			}
-			return nil
-		})
-	})
+	err := b.scan(ctx, stream.Start{Seq: from}, p.last.Seq, func(m *stream.Stored) {
+		if m.Subject != b.messageSubject {
+			return
+		}
+		if id, ok := headerInt(m, HeaderMessageID); ok {
+			held[id] = true
+		}
+		if header(m, HeaderOrigin) == originBackfill && header(m, HeaderQueueID) == r.QueueID {
+			closed.Refilled++
+		}
+	}, func() { clear(held); closed.Refilled = 0 })
 	if err != nil {
 		return err
 	}
@@ -364,37 +346,16 @@ func (b *Bridge) holds(ctx context.Context, id int64) (bool, error) {
 		return false, nil
 	}
 	if b.held == nil {
-		until := r.Held.Until
-		if until == 0 {
-			var err error
-			if until, err = b.heldUntil(ctx); err != nil {
-				return false, err
-			}
-		}
-		ids, err := b.messageIDs(ctx, stream.Start{Seq: r.Held.From}, until)
+		ids, err := b.messageIDs(ctx, stream.Start{Seq: r.Held.From}, r.Held.Until)
 		if err != nil {
 			return false, err
 		}
-		b.held = &heldSet{}
+		held := &heldSet{}
 		for _, m := range ids {
-			b.held.ids = append(b.held.ids, m.id)
+			held.ids = append(held.ids, m.id)
 		}
-		slices.Sort(b.held.ids)
+		slices.Sort(held.ids)
+		b.held = held
 	}
 	return b.held.has(id), nil
-}
-
-// heldUntil is the sequence at which this queue's first poll began: that of the record that closed the gap before it, or of its own.
-func (b *Bridge) heldUntil(ctx context.Context) (uint64, error) {
-	var until uint64
-	for _, kind := range []string{subjects.Gap, subjects.Queue} {
-		m, err := b.lastOn(ctx, b.cfg.Realm.Record(kind))
-		if err != nil {
-			return 0, err
-		}
-		if m != nil && header(m, HeaderQueueID) == b.record.QueueID {
-			until = max(until, m.Seq)
-		}
-	}
-	return until, nil
 }
