@@ -12,6 +12,9 @@ import (
 )
 
 func main() {
+	// Whoever reads our output may go away, `head` say. That is an error of a write like any other, and not the end: the demo cleans up,
+	// and the bridge goes on without its log.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first signal asks for a clean stop. The second one ends the program as if it had no handler.
 	context.AfterFunc(ctx, stop)

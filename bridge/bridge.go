@@ -140,13 +140,14 @@ type Bridge struct {
 	epoch    uint64
 	cursorOK bool
 
-	record   *queueRecord // of the queue we follow
-	resumed  bool         // following a queue has been announced, in this term
-	keptAt   time.Time    // when its record was last written; zero: it has to be written before the next poll
-	largest  int64        // the largest message id that this process stored
-	held     *heldSet     // messages that the stream held before this queue, read when first needed
-	rejected rejections   // what was rejected at this position without moving it
-	losses   int          // queues lost in a row, none of which answered a poll
+	record   *queueRecord    // of the queue we follow
+	resumed  bool            // following a queue has been announced, in this term
+	keptAt   time.Time       // when its record was last written; zero: it has to be written before the next poll
+	largest  int64           // the largest message id that this process stored
+	held     *heldSet        // messages that the stream held before this queue, read when first needed
+	rejected rejections      // what was rejected at this position without moving it
+	said     map[string]bool // what once has let pass
+	losses   int             // queues lost in a row, none of which answered a poll
 	outage   outage
 }
 
@@ -236,7 +237,7 @@ func (b *Bridge) open(ctx context.Context) error {
 // work reads where we are and does what comes next, again and again. Each step begins with a write that names the message read here, so a
 // stale read does no harm: the server refuses the write, and we read again. A step that returns nil has done its part.
 func (b *Bridge) work(ctx context.Context) error {
-	b.keptAt, b.resumed = time.Time{}, false
+	b.keptAt, b.resumed, b.said = time.Time{}, false, map[string]bool{}
 	for wait := newRetry(); ; {
 		p, err := b.read(ctx)
 		if err != nil {
@@ -319,11 +320,22 @@ func (b *Bridge) adopt(p place) {
 	if p.at.Queue != b.known.Queue {
 		b.held, b.rejected = nil, rejections{}
 	}
-	if p.last != nil && b.known.Queue != "" && p.at != b.known && header(p.last, HeaderWriter) != b.cfg.Writer {
-		b.log.Warn().Str("writer", header(p.last, HeaderWriter)).Int64("event_id", p.at.Last).
-			Msg("another instance has stored events meanwhile: going on from where it is")
+	if p.last != nil && b.known.Queue != "" && p.at != b.known {
+		if writer := header(p.last, HeaderWriter); writer != b.cfg.Writer && b.once("overtaken by "+writer) {
+			b.log.Warn().Str("writer", writer).Int64("event_id", p.at.Last).
+				Msg("another instance has stored events meanwhile: going on from where it is")
+		}
 	}
 	b.known, b.knownSeq = p.at, p.cursor.Seq
+}
+
+// once says whether this has not been said yet in this term.
+func (b *Bridge) once(what string) bool {
+	if b.said[what] {
+		return false
+	}
+	b.said[what] = true
+	return true
 }
 
 // wentBack says whether the stream holds less than what we know it held: it was restored from a backup, recreated or purged, or its server

@@ -28,8 +28,14 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 			r.Site, b.cfg.Realm, b.cfg.Site)}
 	case r.Account != b.cfg.Account:
 		return b.openGap(ctx, p, fmt.Sprintf("the account changed from %s to %s, and a queue belongs to its account", r.Account, b.cfg.Account), nil)
-	case !bytes.Equal(r.Options, b.poller.Options.JSON()):
+	case bytes.Equal(r.Options, b.poller.Options.JSON()):
+	case !b.resumed:
 		return b.changeOver(ctx, p, whyOptions)
+	default:
+		// Only a start changes over: two instances with different options would do nothing else.
+		if b.once("options of " + r.QueueID) {
+			b.log.Warn().Str("queue", r.QueueID).Msg("another instance registered this queue with other options than ours: following it as it is")
+		}
 	}
 	if err := b.loadRejected(ctx, p); err != nil {
 		return err
@@ -63,7 +69,9 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 		}
 		if len(batch.Events) == 0 {
 			// A poll that waited and ended empty: somebody else polls this queue. The stream knows who is ahead.
-			b.log.Info().Str("queue", b.known.Queue).Msg("another client polls this queue too")
+			if b.once("polled besides: " + b.known.Queue) {
+				b.log.Warn().Str("queue", b.known.Queue).Msg("another client polls this queue too: each ends the other's polls")
+			}
 			if err := sleep(ctx, time.Second+rand.N(time.Second)); err != nil {
 				return err
 			}

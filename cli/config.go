@@ -24,6 +24,9 @@ type Config struct {
 	// NATS says how to reach the server. Without a URL there, an embedded server is started.
 	NATS stream.ConnectConfig
 
+	// embedded is true once the URL is that of our own server.
+	embedded bool
+
 	// NATSPort is where the embedded server listens, on 127.0.0.1. Default 4222.
 	NATSPort int
 

@@ -59,7 +59,7 @@ const demoEvery = 150 * time.Millisecond
 
 // demo is the command. Its end has an order, so that the comparison is fair: people fall silent, the subscriber gets what is under way,
 // the bridge stops, and only then is counted.
-func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zerolog.Logger) (err error) {
+func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zerolog.Logger) error {
 	zulip := &zulipsim.Server{RealmName: "Demo"}
 	site, stop, err := zulip.Listen("127.0.0.1:0")
 	if err != nil {
@@ -85,7 +85,7 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 	bot := zulip.Account("bridge-bot@example.com")
 	account := poller.Account{Email: bot.Email, Key: bot.Key, Site: site}
 	c := defaults()
-	c.NATS.URL = server.URL()
+	c.NATS.URL, c.embedded = server.URL(), true
 	c.NoLease = true // there is one instance
 	c.Realms[0].Name = "demo"
 	p, err := wire(ctx, &c, &c.Realms[0], func() (poller.Account, error) { return account, nil }, log)
@@ -95,10 +95,9 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 	defer p.close()
 
 	// The bridge and the subscriber outlive the signal: they finish what is under way.
-	bridgeCtx, stopBridge := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBridge()
 	var work sync.WaitGroup
 	defer work.Wait()
+	bridgeCtx, stopBridge := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBridge()
 	ended := make(chan error, 2)
 	work.Go(func() {
@@ -149,7 +148,7 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 		return fmt.Errorf("the demo broke off: %w", err)
 	}
 	result := got.compare(zulip.Queues())
-	fmt.Fprintf(stdout, "\nsent %d, stored %d, lost %d, doubled %d, out of order %d; and %d records of the bridge's own\n",
+	fmt.Fprintf(stdout, "\nsent %d, stored %d, lost %d, doubled %d, out of order %d (and records of the bridge: %d)\n",
 		result.sent, result.stored, result.lost, result.doubled, result.disordered, result.records)
 	if result.lost+result.doubled+result.disordered > 0 {
 		return errors.New("the stream does not hold what Zulip sent")

@@ -11,6 +11,7 @@ import (
 
 	"zulip-nats/embedded"
 	"zulip-nats/poller"
+	"zulip-nats/stream"
 )
 
 func (a *app) run() *urfave.Command {
@@ -52,7 +53,11 @@ func run(ctx context.Context, c *Config, log zerolog.Logger) error {
 			return err
 		}
 		defer s.Shutdown()
-		c.NATS.URL = s.URL()
+		// It knows no users and no certificates. Some of those may be set for other programs (NATS_CREDS, say), so this is no mistake.
+		if n := c.NATS; n.Creds+n.NKey+n.User+n.Password+n.CA+n.Cert+n.Key != "" {
+			log.Warn().Msg("credentials or certificates for NATS are given, but no NATS URL: the embedded server does not use them")
+		}
+		c.NATS, c.embedded = stream.ConnectConfig{URL: s.URL()}, true
 	}
 	p, err := wire(ctx, c, r, load, log)
 	if err != nil {

@@ -203,6 +203,19 @@ func stored(t testing.TB, port string) []string {
 	return bodies
 }
 
+// What is set for the nats command is no reason not to work with the embedded server.
+func TestCredentialsWithoutURL(t *testing.T) {
+	s := begin(t)
+	t.Setenv("NATS_USER", "somebody")
+	t.Setenv("NATS_CREDS", filepath.Join(s.home, "not-there.creds"))
+	p := s.starts("run", "--zuliprc", s.nobody(), "--nats-port", freePort(t), "--no-lease")
+	p.waits("a connection to NATS", func() bool { return strings.Contains(p.err.String(), "connected to NATS") })
+	p.stops()
+	if !strings.Contains(p.err.String(), "no NATS URL: the embedded server does not use them") {
+		t.Errorf("the log does not say that the credentials are not used:\n%s", p.err.String())
+	}
+}
+
 // A key that Zulip refuses from the start is not tried for ever.
 func TestKeyRefusedAtStart(t *testing.T) {
 	s := begin(t)
@@ -210,7 +223,7 @@ func TestKeyRefusedAtStart(t *testing.T) {
 	site := zulip.Start(t)
 	bot := zulip.Account("bridge-bot@example.com")
 	file := s.zuliprc(bot.Email, strings.Repeat("x", 32), site)
-	s.runs("run", "--zuliprc", file, "--realm", "acme", "--nats-port", freePort(t)).want(t, 78, bot.Email)
+	s.runs("run", "--zuliprc", file, "--realm", "acme", "--nats-port", freePort(t), "--no-lease").want(t, 78, bot.Email)
 }
 
 func TestPasswordsAreInNoLine(t *testing.T) {

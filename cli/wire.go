@@ -52,6 +52,12 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 	}
 
 	writer := writerName()
+	// What a stream of one replica risks in a power cut is for the operator of a server to know. Our own one is started without that risk,
+	// and nobody else makes streams there.
+	warning := zerolog.WarnLevel
+	if c.embedded {
+		warning = zerolog.DebugLevel
+	}
 	var said []string // the warnings about the stream that are in the log already
 	b := bridge.Config{
 		Realm:   realm,
@@ -80,7 +86,7 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 			for _, w := range s.Warnings() {
 				if !slices.Contains(said, w) {
 					said = append(said, w)
-					log.Warn().Str("stream", s.Name()).Msg(w)
+					log.WithLevel(warning).Str("stream", s.Name()).Msg(w)
 				}
 			}
 			return s, nil

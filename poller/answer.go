@@ -147,10 +147,13 @@ func (a *Answer) Next(ctx context.Context) (*Batch, error) {
 	lingering := false
 	for {
 		a.parse()
-		if a.err == nil && a.result != "" && a.result != "success" {
-			// Said before or after the events: in either case they are not to be believed, as far as they are not out already.
-			a.batch.Events = a.batch.Events[:0]
-			a.err = &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(a.result), a.asked, quote(a.scrub(a.msg)))}
+		if a.result != "" && a.result != "success" {
+			// Said before or after the events: in either case they are not to be believed, as far as they are not out already. The answer
+			// is read on, for the msg.
+			a.batch.Events, a.bytes = a.batch.Events[:0], 0
+			if a.done || a.err != nil {
+				a.err = &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(a.result), a.asked, quote(a.scrub(a.msg)))}
+			}
 		}
 		switch {
 		case a.err != nil && len(a.batch.Events) == 0:
@@ -223,6 +226,8 @@ func (a *Answer) makeRoom() bool {
 		bigger := make([]byte, min(2*len(a.buf), a.limit))
 		copy(bigger, a.buf[:a.end])
 		a.buf = bigger
+	case a.end < len(a.buf):
+		// The last few bytes that an element kept whole may have.
 	default:
 		// One element fills the whole window.
 		if a.place == placeLost {
@@ -401,18 +406,18 @@ func (a *Answer) complete() {
 // finish is called when no more bytes will come and the outer object has not ended.
 func (a *Answer) finish() {
 	switch {
-	case (a.place == placeLost || a.place == placeInBad) && a.refind(true):
+	case (a.place == placeLost || a.place == placeInBad) && (a.refind(true) || a.eof == io.EOF && a.refindEnd()):
 		// There is more to parse.
 	case (a.place == placeLost || a.place == placeInBad) && a.eof == io.EOF:
 		a.element(a.bad.fault)
 		a.place = placeElementNext
 		a.err = a.broken("what follows an event that is no JSON cannot be told apart")
+	case a.eof != io.EOF:
+		a.err = a.broken(a.eof.Error())
 	case a.place == placeStart:
 		a.err = a.broken("it is empty")
-	case a.eof == io.EOF:
-		a.err = a.broken("it ends in the middle")
 	default:
-		a.err = a.broken(a.eof.Error())
+		a.err = a.broken("it ends in the middle")
 	}
 }
 
@@ -438,9 +443,15 @@ func (a *Answer) element(fault string) {
 		e.SHA256 = a.cut.sum(a)
 		e.Raw = a.buf[:a.cut.kept:a.cut.kept]
 		a.cut = nil
-	} else if fault != "" {
-		e.Raw = bytes.TrimRight(e.Raw, " \t\r\n")
-		e.Size = int64(len(e.Raw))
+	} else {
+		if fault != "" {
+			e.Raw = bytes.TrimRight(e.Raw, " \t\r\n")
+			e.Size = int64(len(e.Raw))
+		}
+		if len(e.Raw) > a.limit { // but the window was larger still
+			e.SHA256 = sha256.Sum256(e.Raw)
+			e.Raw = e.Raw[:a.kept()]
+		}
 	}
 	if a.list.each != nil {
 		if err := a.list.each(e.Raw, &a.scan, fault); err != nil {
@@ -522,6 +533,30 @@ func (a *Answer) refind(all bool) bool {
 	return false
 }
 
+// refindEnd looks for the end of the list behind an event that is no JSON, where no other event follows: the last bracket behind which
+// stands what can end the answer. No more bytes will come.
+func (a *Answer) refindEnd() bool {
+	if a.cut != nil {
+		return false
+	}
+	b := a.buf[a.first:a.end]
+	for i, tries := len(b), 0; tries < 10; tries++ {
+		if i = bytes.LastIndexByte(b[:i], ']'); i < 0 {
+			return false
+		}
+		tail := scanner{words: a.scan.words}
+		if n, err := tail.scan(append([]byte(`{"":0`), b[i+1:]...)); err != nil || tail.state != scanDone ||
+			len(bytes.TrimLeft(b[i+1:][n-len(`{"":0`):], " \t\r\n")) > 0 {
+			continue
+		}
+		a.pos = a.first + i
+		a.element(a.bad.fault)
+		a.place = placeElementNext
+		return true
+	}
+	return false
+}
+
 // lenient finds the end of an element that is no JSON by its quotes and brackets.
 type lenient struct {
 	fault              string
@@ -577,9 +612,12 @@ type cutting struct {
 	kept int   // the window's first bytes, kept
 }
 
+// kept is how much is kept of an element that is too large.
+func (a *Answer) kept() int { return min(cutEvent, a.limit/2) }
+
 // startCutting is called when the element fills the window from its start, all of it parsed.
 func startCutting(a *Answer) *cutting {
-	c := &cutting{hash: sha256.New(), kept: min(cutEvent, a.end/2)}
+	c := &cutting{hash: sha256.New(), kept: a.kept()}
 	c.hash.Write(a.buf[:a.end])
 	c.size = int64(a.end)
 	a.first, a.pos, a.end = 0, c.kept, c.kept

@@ -215,8 +215,11 @@ func (p *Poller) finished(drain bool) {
 	switch {
 	case a.last > a.at.Last:
 		p.events.backoff.succeeded()
-	case a.dontBlock && a.count == 0:
+	case drain && a.count == 0:
 		// Nothing was there to move to.
+	case a.dontBlock && a.count == 0:
+		// Likewise; but a server that answers these and fails those that wait must not be asked at full speed.
+		p.events.backoff.slow(now)
 	default:
 		// Only what cannot be acknowledged, or nothing where something was due: asked again, Zulip would say the same at once.
 		p.events.backoff.failed(now)

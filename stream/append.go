@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -112,7 +113,8 @@ type flight struct {
 	what   string // what is tried, for errors
 	broken <-chan struct{}
 	waiter *waiter
-	sent   bool // something may have left
+	lastly error // the connection's last error when it began
+	sent   bool  // something may have left
 }
 
 // answer is all that a server may say to a write: the acknowledgement, the error, and the three messages of fast ingest
@@ -166,20 +168,46 @@ func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Curs
 		return after, newConnError(s.label, nats.ErrDisconnected, false)
 	default:
 	}
+	f.lastly = s.link.nc.LastError()
+	at, err := f.append(after, msgs)
+	if err != nil {
+		return after, f.permitted(err)
+	}
+	return at, nil
+}
 
-	at := after
+// permitted returns err, or the missing permission that is behind it. A message that the server does not let in makes a hole in a batch,
+// and the answer about the hole may overtake the news about the permission.
+func (f *flight) permitted(err error) error {
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Unclear {
+		return err
+	}
+	last := f.link.nc.LastError()
+	v, ok := parseViolation(last)
+	if !ok || errors.Is(f.lastly, nats.ErrPermissionViolation) && f.lastly == last || !f.waiter.concerns(v) {
+		return err
+	}
+	select {
+	case <-f.waiter.refused: // so that nobody else has to report it
+	case <-time.After(time.Second):
+	}
+	return forbidden(f.what, v)
+}
+
+// append stores msgs behind at.
+func (f *flight) append(at Cursor, msgs []Message) (Cursor, error) {
 	var err error
 	if !at.Acked {
 		// If the power fails here, nothing was sent. One line on, the message is stored behind the one that was read, or not at all.
-		if at, err = f.single(at, &msgs[0]); err != nil {
-			return after, err
+		if at, err = f.first(at, &msgs[0]); err != nil {
+			return at, err
 		}
 		msgs = msgs[1:]
 	}
 	for len(msgs) > 0 {
 		// Each step ends with an acknowledgement of all it sent, so a crash leaves a prefix of msgs in the stream, and the last message
 		// of that prefix says so.
-		set := s.current()
+		set := f.current()
 		n := 1
 		switch f.path(len(msgs), set) {
 		case PathFast:
@@ -192,10 +220,10 @@ func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Curs
 			}
 			fallthrough
 		default:
-			at, err = f.single(at, &msgs[0])
+			at, err = f.single(at, at.Seq, &msgs[0])
 		}
 		if err != nil {
-			return after, err
+			return at, err
 		}
 		msgs = msgs[n:]
 	}
@@ -246,22 +274,46 @@ func (f *flight) roundTrip() time.Duration {
 	return best
 }
 
-// expect sets the headers that say what the next message must follow.
-func (f *flight) expect(at Cursor, seq string, isDedicated bool) {
-	f.out.set(headerStream, f.name)
-	if at.Acked && isDedicated {
-		f.out.set(headerLastSeq, seq)
-		return
+// first stores the first message behind a cursor that was read: only if the newest message under the filter is the one that was read,
+// and, on a dedicated stream, only if nothing is on its way into the stream either.
+//
+// The expectation on the filter alone does not see messages in flight: on a replicated stream the leader compares a filter with
+// wildcards with what it has applied, not with what it has proposed (nats-server, jetstream_batching.go, where the map of proposed messages
+// is asked for the filter as if it were a subject). So a message that was written without a filter, by another instance or by us
+// before an answer got lost, could be committed just before ours. The expectation on the stream's sequence does count proposals. On a shared
+// stream it says nothing, but there every write of ours names the filter, and two of those in flight refuse each other.
+//
+// The stream's last sequence is that of the message read, unless messages at its end were deleted or have aged out. Only then is
+// it asked for: the answer cannot let anything in, for the expectation on the filter stands beside it.
+func (f *flight) first(read Cursor, m *Message) (Cursor, error) {
+	at, err := f.single(read, read.Seq, m)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Refused || !f.current().dedicated {
+		return at, err
 	}
-	f.out.set(headerSubjectSeq, seq)
-	f.out.set(headerSubject, f.cfg.Filter)
+	info, infoErr := f.readInfo(f.ctx, f.name)
+	if infoErr != nil || info.State.LastSeq <= read.Seq {
+		return at, err
+	}
+	return f.single(read, info.State.LastSeq, m)
+}
+
+// expect sets the headers that say what the next message must follow; last is the stream's last sequence as we know it.
+func (f *flight) expect(at Cursor, last uint64, isDedicated bool) {
+	f.out.set(headerStream, f.name)
+	if isDedicated {
+		f.out.set(headerLastSeq, strconv.FormatUint(last, 10))
+	}
+	if !isDedicated || !at.Acked {
+		f.out.set(headerSubjectSeq, strconv.FormatUint(at.Seq, 10))
+		f.out.set(headerSubject, f.cfg.Filter)
+	}
 }
 
 // single stores one message.
-func (f *flight) single(at Cursor, m *Message) (Cursor, error) {
+func (f *flight) single(at Cursor, last uint64, m *Message) (Cursor, error) {
 	w := &f.out
 	w.load(m)
-	f.expect(at, strconv.FormatUint(at.Seq, 10), f.current().dedicated)
+	f.expect(at, last, f.current().dedicated)
 	w.token++
 	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
 	w.msg.Reply = reply
@@ -416,20 +468,21 @@ func (s *Stream) limits() limits {
 	return limits{maxPayload: s.link.nc.MaxPayload(), maxMsgSize: set.maxMsgSize, file: set.file, added: s.added(set)}
 }
 
-// added is the size of the widest set of headers that a write may add to a message. The first message after a read carries an
-// expectation on the filter. A message in an atomic batch has the batch's headers, and the first of them an expectation besides,
-// the last the commit.
+// added is the size of the widest set of headers that a write may add to a message. The first message after a read carries two
+// expectations on a dedicated stream. A message in an atomic batch has the batch's headers, and the first of them an expectation
+// besides, the last the commit.
 func (s *Stream) added(set settings) int {
 	stream := headerSize(headerStream, len(s.name))
+	last := headerSize(headerLastSeq, seqDigits)
 	filter := headerSize(headerSubjectSeq, seqDigits) + headerSize(headerSubject, len(s.cfg.Filter))
-	widest := stream + filter
+	read, acked := filter, filter
+	if set.dedicated {
+		read, acked = last+filter, last
+	}
+	widest := stream + read
 	if set.atomic && s.cfg.Path != PathSync {
-		expectation := filter
-		if set.dedicated {
-			expectation = headerSize(headerLastSeq, seqDigits)
-		}
 		batch := stream + headerSize(headerBatchID, nuidLength)
-		first := batch + headerSize(headerBatchSeq, len("1")) + expectation
+		first := batch + headerSize(headerBatchSeq, len("1")) + acked
 		final := batch + headerSize(headerBatchSeq, len("1000")) + headerSize(headerCommit, len("1"))
 		widest = max(widest, first, final)
 	}

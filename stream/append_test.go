@@ -85,6 +85,9 @@ func TestPathsAreWhatTheyAreCalled(t *testing.T) {
 		if got := first.Header["Nats-Expected-Last-Subject-Sequence-Subject"]; !slices.Equal(got, []string{filter}) {
 			t.Errorf("the first message compares with %q", got)
 		}
+		if got := first.Header["Nats-Expected-Last-Sequence"]; !slices.Equal(got, []string{"0"}) {
+			t.Errorf("the first message expects %q in the stream, want 0", got)
+		}
 		third, err := s.At(t.Context(), 3)
 		if err != nil {
 			t.Fatal(err)
@@ -283,4 +286,40 @@ func TestSharedStreamIgnoresOtherRealms(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Messages at the end of the stream were deleted, or all have aged out: its last sequence is above that of the message read.
+func TestFirstWriteBehindAHole(t *testing.T) {
+	onEachPath(t, func(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
+		if _, err := s.Append(t.Context(), stream.Cursor{}, messages(1, 10)); err != nil {
+			t.Fatal(err)
+		}
+		stored, err := js.Stream(t.Context(), "ZULIP_acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, seq := range []uint64{8, 9, 10} {
+			if err := stored.DeleteMsg(t.Context(), seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cursor := last(t, s)
+		if cursor.Seq != 7 {
+			t.Fatalf("the newest is %d", cursor.Seq)
+		}
+		_, err = s.Append(t.Context(), stream.Cursor{Seq: 6}, messages(8, 3))
+		want(t, err, stream.Refused)
+		if cursor, err = s.Append(t.Context(), cursor, messages(8, 3)); err != nil || cursor.Seq != 13 {
+			t.Fatalf("behind the hole: %+v, %v", cursor, err)
+		}
+		if err := stored.Purge(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if cursor, err = s.Append(t.Context(), last(t, s), messages(11, 3)); err != nil || cursor.Seq != 16 {
+			t.Fatalf("behind nothing: %+v, %v", cursor, err)
+		}
+		if got := contents(t, s); !slices.Equal(got, ids(11, 3)) {
+			t.Errorf("the stream holds %v", got)
+		}
+	})
 }

@@ -7,7 +7,8 @@ import (
 )
 
 // progressBytes is how much of an atomic batch goes between two messages that ask for an answer. The server answers them when it
-// has staged them, so a slow line is told from a dead one, and a refusal is heard before the end.
+// has staged them, so a slow line is told from a dead one. The first message always asks: a batch that cannot be opened is refused
+// there and nowhere else.
 const progressBytes = 256 << 10
 
 // atomic stores two or more messages behind at, which is acknowledged: all or none (ADR-50; nats-server, stream.go,
@@ -22,7 +23,7 @@ func (f *flight) atomic(at Cursor, msgs []Message, set settings) (Cursor, error)
 	for i := range msgs {
 		w.load(&msgs[i])
 		if i == 0 {
-			f.expect(at, strconv.FormatUint(at.Seq, 10), set.dedicated)
+			f.expect(at, at.Seq, set.dedicated)
 		} else {
 			w.set(headerStream, f.name)
 		}
@@ -33,7 +34,7 @@ func (f *flight) atomic(at Cursor, msgs []Message, set settings) (Cursor, error)
 		case i == len(msgs)-1:
 			w.set(headerCommit, "1")
 			w.msg.Reply = reply
-		case size >= progressBytes:
+		case i == 0 || size >= progressBytes:
 			size = 0
 			w.msg.Reply = reply + ".progress"
 		}

@@ -111,17 +111,20 @@ func messages(from, n int) []stream.Message {
 	return msgs
 }
 
-// contents reads the whole stream in its order, as "event id" strings; a message without one is "foreign".
-func contents(t testing.TB, s *stream.Stream) []string {
+// contents reads the whole stream in its order, as event ids; a message without one is "foreign".
+func contents(t testing.TB, s *stream.Stream) (ids []string) {
 	t.Helper()
-	info, err := s.Info(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ids []string
-	err = s.Scan(t.Context(), ">", stream.Start{}, info.LastSeq, false, func(m *stream.Stored) error {
-		ids = append(ids, eventID(m))
-		return nil
+	var err error
+	eventually(t, "the stream to be read", func() bool {
+		ids = nil
+		var info stream.Info
+		if info, err = s.Info(t.Context()); err == nil {
+			err = s.Scan(t.Context(), ">", stream.Start{}, info.LastSeq, false, func(m *stream.Stored) error {
+				ids = append(ids, eventID(m))
+				return nil
+			})
+		}
+		return kindOf(err) != stream.Unavailable
 	})
 	if err != nil {
 		t.Fatal(err)

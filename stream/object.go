@@ -102,12 +102,11 @@ func (s *Stream) objectStore(ctx context.Context) (*streamInfo, error) {
 	if like.Config.MaxAge > 0 {
 		config.Duplicates = min(defaultDuplicates, like.Config.MaxAge)
 	}
-	var created streamInfo
-	err = s.link.ask(ctx, "object store "+s.cfg.Bucket+": creating it", s.api+"STREAM.CREATE."+stream, &config, apiTimeout, &created)
-	if e, ok := errors.AsType[*Error](err); ok && e.Code == 10058 {
-		return s.readInfo(ctx, stream) // somebody was faster
+	err = s.link.ask(ctx, "object store "+s.cfg.Bucket+": creating it", s.api+"STREAM.CREATE."+stream, &config, apiTimeout, &apiReply{})
+	if e, ok := errors.AsType[*Error](err); err != nil && !(ok && e.Code == 10058) { // 10058: somebody was faster
+		return nil, err
 	}
-	return &created, err
+	return s.readInfo(ctx, stream)
 }
 
 func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data []byte) error {

@@ -394,15 +394,11 @@ func (s *Stream) create(ctx context.Context, name string) (*streamInfo, error) {
 	if n.Memory {
 		config.Storage, config.Compression = "memory", "none"
 	}
-	var info streamInfo
-	err := s.link.ask(ctx, "stream "+name+": creating it", s.api+"STREAM.CREATE."+name, &config, apiTimeout, &info)
+	err := s.link.ask(ctx, "stream "+name+": creating it", s.api+"STREAM.CREATE."+name, &config, apiTimeout, &apiReply{})
 	if err == nil {
+		// The answer to this lacks the domain, so it is read like any other stream.
 		s.created = true
-		if info.Config.level() == 0 {
-			// Not every server adds its level to this answer; all do to the other.
-			return s.readInfo(ctx, name)
-		}
-		return &info, nil
+		return s.readInfo(ctx, name)
 	}
 	e, ok := errors.AsType[*Error](err)
 	if !ok {

@@ -98,7 +98,7 @@ type errHandler struct{ error }
 
 // Scan calls f with each message on subject (wildcards allowed) from a start on, in stream order, up to and including sequence `until`,
 // headers only (Data is nil) if headersOnly. It reads by a short-lived consumer, or message by message (next_by_subj) where the
-// account may not create one. An error of f ends it and is returned as it is. After an error of its own, f has seen a beginning.
+// account may not create one, or none can be made now. An error of f ends it and is returned as it is. After an error of its own, f has seen a beginning.
 //
 // A consumer may read a replica that lags behind, so the last word is always the leader's.
 func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uint64, headersOnly bool, f func(*Stored) error) error {
@@ -117,8 +117,8 @@ func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uin
 		return nil
 	}
 	err := s.consume(ctx, subject, from, until, headersOnly, deliver)
-	if e, ok := errors.AsType[*Error](err); ok && (e.Kind == Forbidden || e.Code == 10026 || e.Code == 10053) {
-		err = nil // not allowed, or no more consumers allowed
+	if _, ok := errors.AsType[*Error](err); ok {
+		err = nil // not allowed, too many of them, no leader of the cluster to make one: the stream's leader may serve us all the same
 	}
 	for err == nil && next.Seq <= until {
 		q := getRequest{Seq: max(next.Seq, 1), NextFor: subject}

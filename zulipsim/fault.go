@@ -32,8 +32,9 @@ type Fault struct {
 	ContentType string // zero: JSON if Body begins with a brace, else HTML
 	Redirect    string // 302 to this URL
 	Empty       bool   // 200 without a body
-	Reset       bool   // the connection is reset
-	Hang        bool   // no answer until the client gives up
+	// Reset resets the connection. Go's own client, on a connection that it used before, then asks again by itself.
+	Reset bool
+	Hang  bool // no answer until the client gives up
 
 	// Answered lets the server handle the request first, acknowledgements and all; what stands above then replaces its answer: the
 	// answer was lost on the way.
@@ -240,7 +241,7 @@ func rawAnswer(w http.ResponseWriter, status int, h http.Header, length int, bod
 	defer conn.Close()
 	fmt.Fprintf(buf, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
 	h.Write(buf)
-	fmt.Fprintf(buf, "Content-Length: %d\r\n\r\n", length)
+	fmt.Fprintf(buf, "Content-Length: %d\r\nConnection: close\r\n\r\n", length)
 	buf.Write(body)
 	buf.Flush()
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// largest is where "newest" anchors: above every message (LARGER_THAN_MAX_MESSAGE_ID in zerver/lib/narrow.py).
+const largest = 10_000_000_000_000_000
+
 // term is one condition of a narrow of GET /messages.
 type term struct {
 	operator string

@@ -3,8 +3,6 @@ package zulipsim
 import (
 	"cmp"
 	"fmt"
-	"html"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -464,9 +462,9 @@ func (s *Server) edit(m *message, e Edit) {
 			if q.dead != "" || !to(q) {
 				continue
 			}
-			flags := []string{}
+			flags := []string{"read"} // of subscribers without a row
 			if i := slices.IndexFunc(rows, func(r row) bool { return r.account == q.account }); i >= 0 {
-				flags = append(flags, rows[i].flags...)
+				flags = append([]string{}, rows[i].flags...)
 			}
 			o := object{slices.Clone(head.b)}
 			o.json("flags", flags)
@@ -740,6 +738,39 @@ func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 	s.deliver(func() { s.emit(ev, func(q *queue) bool { return slices.Contains(people, q.account) }) })
 }
 
+// Presence tells that somebody is at the keyboard ("active") or has been away from it for a while ("idle").
+func (s *Server) Presence(email, status string) {
+	s.lock()
+	defer s.mu.Unlock()
+	s.presence(s.account(email), status)
+}
+
+// presence is process_presence_event: clients with slim_presence get no address. The shapes of later levels are not imitated.
+func (s *Server) presence(a *Account, status string) {
+	now := time.Now()
+	var site, where object
+	site.str("client", "website")
+	site.str("status", status)
+	site.int("timestamp", now.Unix())
+	site.bool("pushable", false)
+	where.raw("website", site.end())
+	s.deliver(func() {
+		for _, q := range s.queueList {
+			if q.dead != "" || !q.accepts(&event{typ: "presence"}, s.FeatureLevel) {
+				continue
+			}
+			b := newEvent("presence", "")
+			b.int("user_id", a.ID)
+			if !q.opts.SlimPresence {
+				b.str("email", a.shownEmail())
+			}
+			b.raw("server_timestamp", fmt.Sprintf("%.6f", float64(now.UnixMicro())/1e6))
+			b.raw("presence", where.end())
+			s.push(q, b.done())
+		}
+	})
+}
+
 // StoredMessage is a message as the database has it.
 type StoredMessage struct {
 	ID             int64
@@ -770,51 +801,3 @@ func (s *Server) Messages() []StoredMessage {
 	}
 	return list
 }
-
-var (
-	boldText = regexp.MustCompile(`\*\*([^*]+)\*\*`)
-	codeText = regexp.MustCompile("`([^`]+)`")
-	linkText = regexp.MustCompile(`\[([^\]]+)\]\((https?://[^)\s]+)\)`)
-	lineEnd  = regexp.MustCompile(`([^>])\n`)
-	emojiTag = regexp.MustCompile(`:([a-z0-9_+-]+):`)
-)
-
-// render turns source text into HTML: enough of Zulip's Markdown that both kinds of content differ as they do there.
-func render(text string) string {
-	if text == "" {
-		return ""
-	}
-	if !strings.ContainsAny(text, "*`[:\n&<>\"") {
-		return "<p>" + text + "</p>"
-	}
-	h := strings.ReplaceAll(html.EscapeString(text), "&#39;", "'")
-	h = strings.ReplaceAll(h, "&#34;", "&quot;")
-	h = boldText.ReplaceAllString(h, "<strong>$1</strong>")
-	h = codeText.ReplaceAllString(h, "<code>$1</code>")
-	h = linkText.ReplaceAllString(h, `<a href="$2">$1</a>`)
-	h = emojiTag.ReplaceAllStringFunc(h, func(tag string) string {
-		name := strings.Trim(tag, ":")
-		code, known := emojiCodes[name]
-		if !known {
-			return tag
-		}
-		return fmt.Sprintf(`<span aria-label="%s" class="emoji emoji-%s" role="img" title="%s">%s</span>`,
-			strings.ReplaceAll(name, "_", " "), code, strings.ReplaceAll(name, "_", " "), tag)
-	})
-	h = strings.ReplaceAll(h, "\n\n", "</p>\n<p>")
-	h = lineEnd.ReplaceAllString(h, "$1<br>\n")
-	return "<p>" + h + "</p>"
-}
-
-// emojiCodes are the emoji that the simulator knows by name.
-var emojiCodes = map[string]string{
-	"tada": "1f389", "+1": "1f44d", "heart": "2764", "joy": "1f602", "octopus": "1f419", "working_on_it": "1f6e0", "fire": "1f525",
-	"eyes": "1f440", "coffee": "2615", "rocket": "1f680", "bug": "1f41b", "wave": "1f44b", "thinking": "1f914", "snail": "1f40c",
-	"cake": "1f370", "cat": "1f431", "owl": "1f989", "ghost": "1f47b", "boat": "26f5", "check": "2705",
-}
-
-// emojiCode is the code of an emoji; one that is not known gets a made-up code.
-func emojiCode(name string) string { return cmp.Or(emojiCodes[name], "1f419") }
-
-// largest is where "newest" anchors: above every message (LARGER_THAN_MAX_MESSAGE_ID in zerver/lib/narrow.py).
-const largest = 10_000_000_000_000_000

@@ -307,8 +307,10 @@ func (s *Server) state(o *object, a *Account, opts Options) {
 			o.bool(st.name, a.Owner)
 		case "is_guest":
 			o.bool(st.name, a.Guest)
-		case "avatar_url", "avatar_url_medium":
+		case "avatar_url":
 			o.str(st.name, a.avatar())
+		case "avatar_url_medium":
+			o.str(st.name, strings.Replace(a.avatar(), "&version=", "&s=500&version=", 1))
 		case "realm_users", "realm_non_active_users":
 			var list []string
 			for _, p := range s.people {

@@ -175,6 +175,20 @@ func (c Cluster) StreamLeader(stream string) *Server {
 	return leader
 }
 
+// MoveLeader makes a server the leader of a stream of the global account.
+func (c Cluster) MoveLeader(stream string, to *Server) {
+	c[0].t.Helper()
+	nc := c[0].Conn()
+	request := fmt.Appendf(nil, `{"placement":{"preferred":%q}}`, to.srv.Name())
+	wait(c[0].t, "stream "+stream+" to be led by "+to.srv.Name(), func() bool {
+		if c.StreamLeader(stream) == to {
+			return true
+		}
+		_, _ = nc.Request("$JS.API.STREAM.LEADER.STEPDOWN."+stream, request, patience)
+		return false
+	})
+}
+
 // wait waits for a condition.
 func wait(t testing.TB, what string, condition func() bool) {
 	t.Helper()
