@@ -320,8 +320,9 @@ func (b *Bridge) adopt(p place) {
 	if p.at.Queue != b.known.Queue {
 		b.held, b.rejected = nil, rejections{}
 	}
-	if p.last != nil && b.known.Queue != "" && p.at != b.known {
-		if writer := header(p.last, HeaderWriter); writer != b.cfg.Writer && b.once("overtaken by "+writer) {
+	if p.last != nil && p.last.Seq > b.knownSeq && header(p.last, HeaderWriter) != b.cfg.Writer {
+		b.record, b.held = nil, nil // there may be another record
+		if writer := header(p.last, HeaderWriter); b.known.Queue != "" && b.once("overtaken by "+writer) {
 			b.log.Warn().Str("writer", writer).Int64("event_id", p.at.Last).
 				Msg("another instance has stored events meanwhile: going on from where it is")
 		}

@@ -14,10 +14,13 @@ import (
 
 // What a refill looks at in the stream before it asks history (design, section 9.4). Zulip's message ids follow insertion while events follow
 // commit, so the newest id seen is no watermark: an older id may have been missed. The newest heldWanted messages are compared one by
-// one; asking begins at the smallest id of their newer half, and the older half is there for ids that come a little out of order.
+// one; asking begins at the smallest id of their newer half, and the older half is there for ids that come a little out of order. If there
+// are fewer, all that the stream holds has been compared, and there is no need for an older half.
 const (
 	heldWanted = 2000
 	heldWindow = 10 * time.Minute // the first look back in time; doubled until there are enough
+	// heldLongest is where doubling ends: the stream is read from its start then, whatever is known of its age.
+	heldLongest = 2 * 365 * 24 * time.Hour
 )
 
 // refillPage is how many messages one request asks for: few large pages, since the budget for history is a sliding minute.
@@ -68,7 +71,10 @@ func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpen
 	case len(ids) < heldWanted && unbroken:
 		plan.Above = before.Begin.Newest // everything since the beginning is either held or missing
 	case len(ids) > 0:
-		low := smallest(ids[len(ids)/2:]) - 1
+		if len(ids) == heldWanted {
+			ids = ids[len(ids)/2:]
+		}
+		low := smallest(ids) - 1
 		plan.Above = newestIDs{Own: low, Public: low}
 	case before != nil:
 		plan.Above = before.Newest
@@ -101,7 +107,7 @@ func (b *Bridge) newestHeld(ctx context.Context, info stream.Info, until uint64)
 	}
 	for window := heldWindow; ; window *= 2 {
 		from := stream.Start{Time: newest.Time.Add(-window)}
-		all := from.Time.Before(info.FirstTime)
+		all := from.Time.Before(info.FirstTime) || window > heldLongest
 		if all {
 			from = stream.Start{Seq: 1}
 		}

@@ -428,6 +428,10 @@ func (w *world) check() {
 	}
 	if alive != 1 {
 		w.t.Errorf("%d queues are polled in the end, want 1", alive)
+		requests := w.zulip.Requests()
+		for _, r := range requests[max(0, len(requests)-5):] {
+			w.log.Info().Time("at", r.Time).Str("path", r.Path).Int("status", r.Status).Interface("params", r.Params).Msg("one of the last requests")
+		}
 	}
 	if w.truncated || notRefilled > 0 {
 		return

@@ -110,8 +110,8 @@ func (b *Bridge) settle(ctx context.Context, entries []entry, in phase) (stored 
 			return i + 1, nil
 		}
 	}
-	if p.at != b.known || p.phase != in {
-		return 0, errMoved
+	if p.at != b.known || p.phase != in || p.last != nil && p.last.Seq > b.knownSeq {
+		return 0, errMoved // even at the same position: another instance's record may say what the stream holds now
 	}
 	b.knownSeq = p.cursor.Seq // foreign messages may have come on top
 	return 0, nil

@@ -73,7 +73,8 @@ func (a *app) urfave() *urfave.App {
 		c.HideHelpCommand = true
 		c.Before = func(c *urfave.Context) error {
 			if c.Args().Present() {
-				return usageErrorf("%s takes options only, not %q: `zulip-nats %s --help` lists them", c.Command.Name, c.Args().First(), c.Command.Name)
+				name := c.Command.Name
+				return usageErrorf("%s takes options only, not %q: `zulip-nats %s --help` lists them", name, c.Args().First(), name)
 			}
 			return nil
 		}
@@ -134,7 +135,8 @@ func exitCode(err error) int {
 		return exitOK
 	case is[usageError](err):
 		return exitUsage
-	case is[configError](err), is[*bridge.ConfigError](err), is[*stream.ConfigError](err), is[*poller.ConfigError](err), is[*poller.AuthError](err):
+	case is[configError](err), is[*bridge.ConfigError](err), is[*stream.ConfigError](err), is[*poller.ConfigError](err),
+		is[*poller.AuthError](err):
 		return exitConfig
 	}
 	return exitRuntime

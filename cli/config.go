@@ -102,43 +102,58 @@ func (c *Config) options() []*option {
 	q := &r.Queue
 	n := &c.NATS
 	return append([]*option{
-		opt(catZulip, "zuliprc", "`FILE` that Zulip serves for a bot (Settings > Bots); ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_SITE and so on come before it",
+		opt(catZulip, "zuliprc",
+			"`FILE` that Zulip serves for a bot (Settings > Bots); ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_SITE and so on come before it",
 			"$ZULIP_CONFIG, ~/.zuliprc", text(&r.Account.File)),
 		opt(catZulip, "realm", "`NAME` of the organization in subjects", "first label of the site's host", realmName(&r.Name)),
 		opt(catZulip, "insecure", "do not check the Zulip server's certificate", "", func(s string) error {
 			r.Account.Overrides.Insecure = new(bool)
 			return truth(r.Account.Overrides.Insecure)(s)
 		}, yes),
-		opt(catZulip, "delete-queue", "when stopped, delete the queue at Zulip for good; otherwise the next start resumes it", "", truth(&r.DeleteQueue), yes),
+		opt(catZulip, "delete-queue", "when stopped, delete the queue at Zulip for good; otherwise the next start resumes it", "",
+			truth(&r.DeleteQueue), yes),
 
 		opt(catQueue, "event-types", "`TYPES` of events, with commas between", "all", list(&q.EventTypes), many),
 		opt(catQueue, "narrow", "`JSON` filter of message events: [[\"channel\", \"announce\"]]", "none", narrow(&q.Narrow)),
-		opt(catQueue, "all-public-streams", "messages of all public channels, subscribed or not", "", truth(&q.AllPublicStreams), yes),
+		opt(catQueue, "all-public-streams", "messages of all public channels, subscribed or not", "",
+			truth(&q.AllPublicStreams), yes),
 		opt(catQueue, "apply-markdown", "message content as HTML", "", truth(&q.ApplyMarkdown), yes),
-		opt(catQueue, "client-gravatar", "avatar_url is null where clients can compute it; on unless =false", "", truth(&q.ClientGravatar), yes),
+		opt(catQueue, "client-gravatar", "avatar_url is null where clients can compute it; on unless =false", "",
+			truth(&q.ClientGravatar), yes),
 		opt(catQueue, "slim-presence", "presence events without e-mail addresses", "", truth(&q.SlimPresence), yes),
-		opt(catQueue, "queue-life", "`TIME` that Zulip shall keep the queue while nobody polls", "24h", duration(&q.Life, time.Second, poller.MostLife)),
+		opt(catQueue, "queue-life", "`TIME` that Zulip shall keep the queue while nobody polls", "24h",
+			duration(&q.Life, time.Second, poller.MostLife)),
 
-		opt(catNATS, "nats-url", "`URL` of a NATS server; more than one for a cluster", "an embedded server on 127.0.0.1", natsURLs(&n.URL), many, also("NATS_URL")),
+		opt(catNATS, "nats-url", "`URL` of a NATS server; more than one for a cluster", "an embedded server on 127.0.0.1",
+			natsURLs(&n.URL), many, also("NATS_URL")),
 		opt(catNATS, "nats-creds", "credentials `FILE`", "", text(&n.Creds), also("NATS_CREDS")),
 		opt(catNATS, "nats-nkey", "`FILE` with an nkey seed", "", text(&n.NKey), also("NATS_NKEY")),
 		opt(catNATS, "nats-user", "`NAME` of the user", "", text(&n.User), also("NATS_USER")),
-		opt(catNATS, "nats-password", "`PASSWORD`; better in a variable, since others can see the command line", "", text(&n.Password), also("NATS_PASSWORD")),
+		opt(catNATS, "nats-password", "`PASSWORD`; better in a variable, since others can see the command line", "",
+			text(&n.Password), also("NATS_PASSWORD")),
 		opt(catNATS, "nats-ca", "PEM `FILE` of who may vouch for the server", "the system's", text(&n.CA), also("NATS_CA")),
 		opt(catNATS, "nats-cert", "PEM `FILE` of our certificate", "", text(&n.Cert), also("NATS_CERT")),
 		opt(catNATS, "nats-key", "PEM `FILE` of its key", "", text(&n.Key), also("NATS_KEY")),
 		opt(catNATS, "nats-port", "`PORT` of the embedded server", "4222", number(&c.NATSPort, 1, 65535)),
-		opt(catNATS, "state-dir", "`FOLDER` for what the embedded server stores", "$XDG_STATE_HOME/zulip-nats, ~/.local/state/zulip-nats", text(&c.StateDir)),
+		opt(catNATS, "state-dir", "`FOLDER` for what the embedded server stores",
+			"$XDG_STATE_HOME/zulip-nats, ~/.local/state/zulip-nats", text(&c.StateDir)),
 
-		opt(catStore, "stream", "`NAME` of the stream", "the one that has the realm's subjects, else ZULIP_<realm> is created", text(&r.Stream)),
+		opt(catStore, "stream", "`NAME` of the stream", "the one that has the realm's subjects, else ZULIP_<realm> is created",
+			text(&r.Stream)),
 		opt(catStore, "publish-path", "`HOW` events are published: auto, fast, atomic or sync", "auto",
 			oneOf(&r.Path, stream.PathAuto, stream.PathFast, stream.PathAtomic, stream.PathSync)),
-		opt(catStore, "no-lease", "do not ask NATS who of several instances works: for one that runs alone", "", truth(&c.NoLease), yes),
-		opt(catStore, "lease-ttl", "`TIME` that a standby needs to take over, in whole seconds", "4s", wholeSeconds(duration(&c.LeaseTTL, 2*time.Second, time.Hour))),
-		opt(catStore, "start-from", "where the very first start begins: now, a message `ID`, or a date as 2026-01-31 or 2026-01-31T15:04:05Z", "now", startFrom(&r.StartFrom)),
+		opt(catStore, "no-lease", "do not ask NATS who of several instances works: for one that runs alone", "",
+			truth(&c.NoLease), yes),
+		opt(catStore, "lease-ttl", "`TIME` that a standby needs to take over, in whole seconds", "4s",
+			wholeSeconds(duration(&c.LeaseTTL, 2*time.Second, time.Hour))),
+		opt(catStore, "start-from",
+			"where the very first start begins: now, a message `ID`, or a date as 2026-01-31 or 2026-01-31T15:04:05Z", "now",
+			startFrom(&r.StartFrom)),
 
-		opt(catLoss, "backfill-max-age", "read back no messages older than `TIME`", "no bound", duration(&r.BackfillMaxAge, time.Second, 36500*24*time.Hour)),
-		opt(catLoss, "backfill-max-messages", "read back at most `N` messages; 0 reads back none", "no bound", maxMessages(&r.BackfillMaxMessages)),
+		opt(catLoss, "backfill-max-age", "read back no messages older than `TIME`", "no bound", duration(&r.BackfillMaxAge,
+			time.Second, 36500*24*time.Hour)),
+		opt(catLoss, "backfill-max-messages", "read back at most `N` messages; 0 reads back none", "no bound",
+			maxMessages(&r.BackfillMaxMessages)),
 	}, logOptions(&c.LogLevel, &c.LogFormat, "info")...)
 }
 
@@ -154,7 +169,8 @@ func logOptions(level *zerolog.Level, format *LogFormat, defaultLevel string) []
 			*level, err = zerolog.ParseLevel(name)
 			return err
 		}),
-		opt(catLog, "log-format", "`FORMAT` of the log on stderr: auto, console or json", "auto", oneOf(format, LogAuto, LogConsole, LogJSON)),
+		opt(catLog, "log-format", "`FORMAT` of the log on stderr: auto, console or json", "auto", oneOf(format, LogAuto, LogConsole,
+			LogJSON)),
 	}
 }
 
@@ -242,7 +258,8 @@ func (c *Config) stateDir() (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return "", configErrorf("there is no folder for the embedded NATS server (%w): give one with --state-dir, or a server with --nats-url", err)
+		return "", configErrorf("there is no folder for the embedded NATS server (%w): "+
+			"give one with --state-dir, or a server with --nats-url", err)
 	}
 	return filepath.Join(home, ".local", "state", "zulip-nats"), nil
 }

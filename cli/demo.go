@@ -35,7 +35,8 @@ func (a *app) demo() *urfave.Command {
 	d := demoConfig{logLevel: zerolog.WarnLevel, logFormat: LogAuto}
 	options := append([]*option{
 		opt("", "for", "end after `TIME`", "until stopped", duration(&d.length, time.Second, 24*time.Hour)),
-		opt("", "nats-port", "`PORT` of 127.0.0.1 for the NATS server, for subscribers of your own", "one that is free", number(&d.port, 1, 65535)),
+		opt("", "nats-port", "`PORT` of 127.0.0.1 for the NATS server, for subscribers of your own", "one that is free",
+			number(&d.port, 1, 65535)),
 	}, logOptions(&d.logLevel, &d.logFormat, "warn")...)
 	return &urfave.Command{
 		Name:      "demo",

@@ -94,7 +94,8 @@ func startEmbedded(c *Config, log zerolog.Logger) (*embedded.Server, error) {
 	})
 	switch {
 	case errors.Is(err, embedded.ErrPortTaken):
-		return nil, hint(err, "if that is a NATS server, use it with --nats-url nats://127.0.0.1:%d; else choose another port with --nats-port", c.NATSPort)
+		return nil, hint(err, "if that is a NATS server, use it with --nats-url nats://127.0.0.1:%d; "+
+			"else choose another port with --nats-port", c.NATSPort)
 	case errors.Is(err, embedded.ErrDirInUse):
 		return nil, hint(err, "stop that process, or choose another folder with --state-dir (and another port with --nats-port)")
 	case errors.Is(err, embedded.ErrDir):

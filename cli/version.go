@@ -45,7 +45,8 @@ func (a *app) version() *urfave.Command {
 		Usage: "say what this program is made of",
 		Action: func(*urfave.Context) error {
 			b := readBuild()
-			_, err := fmt.Fprintf(a.stdout, "zulip-nats %s\ncommit     %s\ngo         %s\nnats.go    %s\n", b.version, b.commit, b.goVersion, b.nats)
+			_, err := fmt.Fprintf(a.stdout, "zulip-nats %s\ncommit     %s\ngo         %s\nnats.go    %s\n",
+				b.version, b.commit, b.goVersion, b.nats)
 			return err
 		},
 	}

@@ -144,7 +144,8 @@ func userAgent(version string) string {
 // printable leaves letters, digits and a few marks of a name, so that it can stand in headers.
 func printable(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < 0x80 && (r == '.' || r == '-' || r == '_' || r == '+' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z') {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '.', r == '-', r == '_', r == '+':
 			return r
 		}
 		return '-'
