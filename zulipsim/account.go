@@ -32,9 +32,11 @@ type Account struct {
 	Key string
 	// FullName is the display name, by default made from the address.
 	FullName string
-	ID       int64
-	Type     AccountType
-	Guest    bool
+	// ID is the user id, by default the next one.
+	ID   int64
+	Type AccountType
+	// Guest makes the account a guest: it may not ask for all public channels.
+	Guest bool
 	// Owner makes the account an owner of the organization.
 	Owner bool
 	// HideEmail shows others a made-up address, as organizations do that keep addresses private; messages of such a sender always
@@ -42,8 +44,8 @@ type Account struct {
 	HideEmail bool
 	// Deactivated accounts get 401. A poll that waits is left alone.
 	Deactivated bool
-	// NoSubscriptions is how a new bot begins: subscribed to nothing but what Subscribe names. The zero value is subscribed to every
-	// public channel, those that come later included.
+	// NoSubscriptions is how a new bot begins: subscribed to nothing but what Subscribe names. The zero value is subscribed to
+	// every public channel, those that come later included.
 	NoSubscriptions bool
 	// AllPublic is the bot's default_all_public_streams: what a register gets that does not say all_public_streams.
 	AllPublic bool
@@ -172,7 +174,8 @@ func (a *Account) avatarFor(clientGravatar bool) *string {
 // Change its fields before the first message.
 type Channel struct {
 	Name string
-	ID   int64
+	// ID is stream_id; SetID changes it.
+	ID int64
 	// Private channels are seen by those only whom Subscribe names.
 	Private bool
 	// HistoryPublic lets subscribers of a private channel read what was before them (history_public_to_subscribers).
@@ -239,8 +242,8 @@ func (s *Server) subscribers(c *Channel) []*Account {
 	return in
 }
 
-// Subscribe subscribes the account to a channel, which is made if there is none; its queues get a subscription/add event, those of the
-// other subscribers peer_add.
+// Subscribe subscribes the account to a channel, which is made if there is none; its queues get a subscription/add event, those
+// of the other subscribers peer_add.
 func (a *Account) Subscribe(channel string) {
 	s := a.server
 	s.lock()

@@ -415,7 +415,8 @@ func (c *call) ignored(o *object) {
 	}
 }
 
-// clientName is what Zulip makes of the User-Agent (zerver/lib/user_agent.py): what stands before the slash, cut to 30 characters.
+// clientName is what Zulip makes of the User-Agent (zerver/lib/user_agent.py): what stands before the slash, cut to 30
+// characters.
 func (c *call) clientName() string {
 	if name, ok := c.form["client"]; ok {
 		return name[0]

@@ -10,13 +10,14 @@ import (
 	"time"
 )
 
-// The files in testdata are HTTP exchanges with a real Zulip 10.2, one a line, with the time of each. The test below lives through each
-// of them again in a bubble whose clock is set to the day of the recording: the same requests at the same times, the same causes, and
-// then compares what the simulator answered, and when, with what Zulip did.
+// The files in testdata are HTTP exchanges with a real Zulip 10.2, one a line, with the time of each. The test below lives
+// through each of them again in a bubble whose clock is set to the day of the recording: the same requests at the same times,
+// the same causes, and then compares what the simulator answered, and when, with what Zulip did.
 //
-// What the recording shows without showing its cause (messages whose sending was not kept, polls that were only counted) is put in by
-// the scenario. What is not compared is said in the tables notImitated, shapeOnly and notCompared; besides, pages of HTML are not compared
-// word by word, and of numbers that time moves (resets, waits, timestamps) it is asked only that they are as near as time was.
+// What the recording shows without showing its cause (messages whose sending was not kept, polls that were only counted) is put
+// in by the scenario. What is not compared is said in the tables notImitated, shapeOnly and notCompared; besides, pages of HTML
+// are not compared word by word, and of numbers that time moves (resets, waits, timestamps) it is asked only that they are as
+// near as time was.
 
 // notImitated names the exchanges whose answer is not compared, by file and line. What they caused is driven all the same.
 var notImitated = map[string]map[int]string{
@@ -153,8 +154,9 @@ var scenarios = []scenario{
 			r.s.SendMessage(Message{ID: 251, Channel: "lab-history", Topic: "history moved", Content: "the newest"})
 		})
 		r.burst(196, 0.040, 0.915, "pacebot", "/api/v1/users/me", "")
-		r.burst(198, 60.038, 60.450, "pacebot2", "/api/v1/events?queue_id=75d83df4-d528-47c6-af47-eeae798e3575&last_event_id=-1&dont_block=true", "")
-		r.burst(4, 61.5, 65.5, "pacebot2", "/api/v1/events?queue_id=75d83df4-d528-47c6-af47-eeae798e3575&last_event_id=-1&dont_block=true", "")
+		poll := "/api/v1/events?queue_id=75d83df4-d528-47c6-af47-eeae798e3575&last_event_id=-1&dont_block=true"
+		r.burst(198, 60.038, 60.450, "pacebot2", poll, "")
+		r.burst(4, 61.5, 65.5, "pacebot2", poll, "")
 		r.burst(259, 67.590, 67.899, "pacebot", "/api/v1/users/me", "wrong key")
 	}},
 	{file: "rate-limit-two-rules", epoch: 1795572215.2, least: 62, setup: func(r *replay) {

@@ -20,8 +20,8 @@ var cast = []struct{ email, name string }{
 	{"kofi@example.com", "Kofi 🐢 Mensah"},
 }
 
-// scene is a short conversation. A line begins with the part of its speaker, a letter; who plays it is drawn anew each time. After a
-// line "~" stands what it is corrected to a little later.
+// scene is a short conversation. A line begins with the part of its speaker, a letter; who plays it is drawn anew each time.
+// After a line "~" stands what it is corrected to a little later.
 type scene struct {
 	channel, topic string
 	lines          []string
@@ -172,8 +172,8 @@ type chat struct {
 	recent []int64 // newest messages
 }
 
-// Chatter lets people talk, react, correct themselves and type, about one such thing each `every`, until ctx ends. The same seed makes
-// the same people say the same things in the same order.
+// Chatter lets people talk, react, correct themselves and type, about one such thing each `every`, until ctx ends. The same
+// seed makes the same people say the same things in the same order.
 func (s *Server) Chatter(ctx context.Context, seed uint64, every time.Duration) {
 	c := &chat{s: s, rng: rand.New(rand.NewPCG(seed, 0x636861747465))}
 	for _, p := range cast {

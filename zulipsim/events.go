@@ -106,8 +106,8 @@ func (s *Server) heartbeat(c *call) time.Duration {
 	return time.Duration(45+s.rand.IntN(11)) * time.Second
 }
 
-// wait holds a poll until something ends it: the first event, a heartbeat, another poll, the end of the queue, of the server, or of
-// the client.
+// wait holds a poll until something ends it: the first event, a heartbeat, another poll, the end of the queue, of the server,
+// or of the client.
 func (c *call) wait(q *queue, w *waiter, beat time.Duration) {
 	s := c.s
 	c.waited = true

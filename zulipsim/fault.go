@@ -36,8 +36,8 @@ type Fault struct {
 	Reset bool
 	Hang  bool // no answer until the client gives up
 
-	// Answered lets the server handle the request first, acknowledgements and all; what stands above then replaces its answer: the
-	// answer was lost on the way.
+	// Answered lets the server handle the request first, acknowledgements and all; what stands above then replaces its answer:
+	// the answer was lost on the way.
 	Answered bool
 
 	// How an answer, the server's or Body, is spoiled on the way.

@@ -23,7 +23,8 @@ func badNarrow(desc string) *refusal {
 	return &refusal{"BAD_NARROW", "Invalid narrow operator: " + desc, func(o *object) { o.str("desc", desc) }}
 }
 
-// readable says whether the account may see a message at all: it has a row, or the message is in a channel whose past is open to it.
+// readable says whether the account may see a message at all: it has a row, or the message is in a channel whose past is open
+// to it.
 func (s *Server) readable(a *Account, m *message) bool {
 	return m.row(a) != nil || m.channel != nil && s.openHistory(a, m.channel)
 }
@@ -163,9 +164,11 @@ func (s *Server) anchor(a *Account, text string, given bool, visible func(*messa
 	return min(max(n, 0), largest), nil
 }
 
-// page picks the messages around an anchor (limit_query_to_range, post_process_limited_query). An end that was asked for counts as
-// found if fewer messages came than would have been allowed; asking from the very end counts as finding it.
-func (s *Server) page(visible func(*message) bool, anchor int64, before, after int, include bool) (found []*message, foundAnchor, oldest, newest bool) {
+// page picks the messages around an anchor (limit_query_to_range, post_process_limited_query). An end that was asked for counts
+// as found if fewer messages came than would have been allowed; asking from the very end counts as finding it.
+func (s *Server) page(visible func(*message) bool, anchor int64, before, after int, include bool) (
+	found []*message, foundAnchor, oldest, newest bool,
+) {
 	leftmost, rightmost := anchor == 0, anchor >= largest
 	if leftmost {
 		before = 0
@@ -308,9 +311,9 @@ func (s *Server) peopleOperand(v any) ([]*Account, bool) {
 	return list, true
 }
 
-// selection says which messages a narrow selects for the account. Without a condition that names public channels, or one channel whose
-// past is open, only the account's own history is searched: that is why the all-public narrow has no direct messages, and why nothing
-// from before a subscription is found without a channel's name.
+// selection says which messages a narrow selects for the account. Without a condition that names public channels, or one
+// channel whose past is open, only the account's own history is searched: that is why the all-public narrow has no direct
+// messages, and why nothing from before a subscription is found without a channel's name.
 func (s *Server) selection(a *Account, narrow []term) func(*message) bool {
 	history := false
 	for _, t := range narrow {
@@ -361,7 +364,8 @@ func (s *Server) meets(a *Account, m *message, t term) bool {
 		return !slices.ContainsFunc(m.people, func(p *Account) bool { return !slices.Contains(with, p) }) &&
 			!slices.ContainsFunc(with, func(p *Account) bool { return !slices.Contains(m.people, p) })
 	case "dm-including", "group-pm-with":
-		return m.channel == nil && slices.ContainsFunc(t.operand.([]*Account), func(p *Account) bool { return slices.Contains(m.people, p) })
+		in := func(p *Account) bool { return slices.Contains(m.people, p) }
+		return m.channel == nil && slices.ContainsFunc(t.operand.([]*Account), in)
 	case "id":
 		return text(t.operand) == strconv.FormatInt(m.id, 10)
 	case "search":

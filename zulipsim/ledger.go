@@ -72,8 +72,8 @@ func (s *Server) Requests() []Request {
 // Complaint is a kind of misbehaviour of a client.
 type Complaint string
 
-// What the server complains about. AckPruned does no harm by itself, and two clients on one queue cause it by turns; AckNotStored is
-// how events are lost.
+// What the server complains about. AckPruned does no harm by itself, and two clients on one queue cause it by turns;
+// AckNotStored is how events are lost.
 const (
 	AckNotStored    Complaint = "an event was acknowledged that is not stored"
 	AckNotDelivered Complaint = "an id was acknowledged that was never given out"
@@ -87,9 +87,9 @@ type complainer struct {
 	stored func(queue string, id int64) bool
 }
 
-// Complain makes t fail at every misbehaviour of a client from now until t ends, but for those that Tolerate names. stored is asked,
-// before an acknowledged event is thrown away, whether that event is safe (nil: not asked); it may call the server's methods. A test
-// whose clients run longer than itself must stop them first.
+// Complain makes t fail at every misbehaviour of a client from now until t ends, but for those that Tolerate names. stored is
+// asked, before an acknowledged event is thrown away, whether that event is safe (nil: not asked); it may call the server's
+// methods. A test whose clients run longer than itself must stop them first.
 func (s *Server) Complain(t testing.TB, stored func(queue string, id int64) bool) {
 	c := &complainer{t, stored}
 	s.lock()
@@ -102,7 +102,8 @@ func (s *Server) Complain(t testing.TB, stored func(queue string, id int64) bool
 	})
 }
 
-// Complaints returns what there was to complain about so far, tolerated or not, with or without Complain (AckNotStored only with it).
+// Complaints returns what there was to complain about so far, tolerated or not, with or without Complain (AckNotStored only
+// with it).
 func (s *Server) Complaints() []string {
 	s.lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -84,8 +85,8 @@ func (r *row) set(flag string, on bool) (changed bool) {
 	return true
 }
 
-// SendMessage sends a message now: it is in history, and its event in every queue that is told of it, when SendMessage returns. It
-// returns the message's id.
+// SendMessage sends a message now: it is in history, and its event in every queue that is told of it, when SendMessage returns.
+// It returns the message's id.
 func (s *Server) SendMessage(m Message) int64 {
 	s.lock()
 	defer s.mu.Unlock()
@@ -94,17 +95,17 @@ func (s *Server) SendMessage(m Message) int64 {
 	return msg.id
 }
 
-// SendDelayed takes an id for a message now and lets it happen when commit is called, as when several people write at once: ids follow
-// insertion, events follow commit.
+// SendDelayed takes an id for a message now and lets it happen when commit is called, as when several people write at once: ids
+// follow insertion, events follow commit.
 func (s *Server) SendDelayed(m Message) (id int64, commit func()) {
 	s.lock()
 	defer s.mu.Unlock()
 	msg := s.compose(m)
-	return msg.id, func() {
+	return msg.id, sync.OnceFunc(func() {
 		s.lock()
 		defer s.mu.Unlock()
 		s.commit(msg, m)
-	}
+	})
 }
 
 // compose makes a message with an id, and no more.
@@ -187,8 +188,8 @@ func (s *Server) commit(m *message, how Message) {
 // humanClients are the clients that people write with; what they send is read by its sender (Message.sent_by_human).
 var humanClients = []string{"website", "zulipmobile", "zulipelectron", "zulipflutter", "ios", "android", "desktop app"}
 
-// tell puts a message event in the queues (process_message_event): those of everybody with a row, and, for public channels, those that
-// asked for all of them or that have a narrow.
+// tell puts a message event in the queues (process_message_event): those of everybody with a row, and, for public channels,
+// those that asked for all of them or that have a narrow.
 func (s *Server) tell(m, born *message, how Message) {
 	type variant struct{ markdown, gravatar, emptyTopic bool }
 	made := make(map[variant]string)
@@ -197,7 +198,7 @@ func (s *Server) tell(m, born *message, how Message) {
 			continue
 		}
 		r := born.row(q.account)
-		all := m.channel != nil && !m.channel.Private && (q.opts.AllPublicStreams || len(q.opts.Narrow) > 0)
+		all := born.channel != nil && !born.channel.Private && (q.opts.AllPublicStreams || len(q.opts.Narrow) > 0)
 		if r == nil && !all {
 			continue
 		}
@@ -208,7 +209,7 @@ func (s *Server) tell(m, born *message, how Message) {
 		if !q.accepts(&event{typ: "message", msg: born, flags: flags}, s.FeatureLevel) || echoes(born.client, q.opts.Client) {
 			continue
 		}
-		v := variant{q.opts.ApplyMarkdown, q.opts.ClientGravatar, q.opts.Capabilities["empty_topic_name"]}
+		v := variant{q.opts.ApplyMarkdown, q.opts.ClientGravatar, q.knowsEmptyTopic()}
 		body, ok := made[v]
 		if !ok {
 			var o object
@@ -216,7 +217,7 @@ func (s *Server) tell(m, born *message, how Message) {
 			body = o.end()
 			made[v] = body
 		}
-		if strings.Contains(q.opts.Client, "mirror") && m.channel != nil && m.channel.Private {
+		if strings.Contains(q.opts.Client, "mirror") && born.channel != nil && born.channel.Private {
 			body = strings.TrimSuffix(body, "}") + `,"invite_only_stream":true}`
 		}
 		b := newEvent("message", "")
@@ -230,8 +231,8 @@ func (s *Server) tell(m, born *message, how Message) {
 	}
 }
 
-// echoes says whether a message is held back from a client that mirrors: a lower-case "mirror" in the sending client's name, and the
-// same name in any case.
+// echoes says whether a message is held back from a client that mirrors: a lower-case "mirror" in the sending client's name,
+// and the same name in any case.
 func echoes(sending, queue string) bool {
 	return strings.Contains(sending, "mirror") && lower(sending) == lower(queue)
 }
@@ -300,8 +301,8 @@ func (s *Server) messageFields(o *object, m *message, markdown, gravatar, emptyT
 	o.str("content_type", kind)
 }
 
-// recipientList is display_recipient of a direct message. Between two, Zulip adds the sender to the recipient afterwards, ordered by
-// address and with other order of members; in groups people stand by id.
+// recipientList is display_recipient of a direct message. Between two, Zulip adds the sender to the recipient afterwards,
+// ordered by address and with other order of members; in groups people stand by id.
 func (m *message) recipientList() []string {
 	people := slices.Clone(m.people)
 	pair := len(people) == 2
@@ -341,8 +342,8 @@ func (m *message) recipientID() int64 {
 	return m.people[0].ID + 3
 }
 
-// informed returns who is told of changes to a message (event_recipient_ids_for_action_on_messages): everybody with a row, and who is
-// in its channel now, unless the channel hides its past.
+// informed returns who is told of changes to a message (event_recipient_ids_for_action_on_messages): everybody with a row, and
+// who is in its channel now, unless the channel hides its past.
 func (s *Server) informed(m *message) func(*queue) bool {
 	return func(q *queue) bool {
 		return m.row(q.account) != nil || m.channel != nil && m.channel.historyShared() && q.account.subscribed(m.channel)
@@ -372,8 +373,8 @@ type Edit struct {
 	HTML string
 }
 
-// EditMessage changes a message and tells those who are told (do_update_message in zerver/actions/message_edit.py). It does nothing if
-// there is no such message.
+// EditMessage changes a message and tells those who are told (do_update_message in zerver/actions/message_edit.py). It does
+// nothing if there is no such message.
 func (s *Server) EditMessage(id int64, e Edit) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -383,61 +384,29 @@ func (s *Server) EditMessage(id int64, e Edit) {
 }
 
 func (s *Server) edit(m *message, e Edit) {
-	now := time.Now()
-	by := m.sender
+	now, by, before := time.Now(), m.sender, *m
 	if e.By != "" {
 		by = s.account(e.By)
 	}
-	to := s.informed(m)
-	b := newEvent("update_message", "")
-	b.int("user_id", by.ID)
-	b.int("edit_timestamp", now.Unix())
-	b.int("message_id", m.id)
-	b.bool("rendering_only", false)
-	var past object
+	var past object // what edit_history keeps
 	past.int("user_id", by.ID)
 	past.int("timestamp", now.Unix())
 	if e.Content != nil {
-		b.str("orig_content", m.content)
-		b.str("orig_rendered_content", m.html)
 		past.str("prev_content", m.content)
 		past.str("prev_rendered_content", m.html)
 		m.content, _ = cut(*e.Content, s.MaxMessageLength, "\n[message truncated]")
 		m.html = cmp.Or(e.HTML, render(m.content))
 		m.edited = now
-		b.str("content", m.content)
-		b.str("rendered_content", m.html)
-		b.bool("is_me_message", strings.HasPrefix(m.content, "/me "))
 	}
 	ids := []int64{m.id}
-	from, fromTopic := m.channel, m.topic
 	moves := m.channel != nil && (e.Topic != nil || e.Channel != nil)
-	if m.channel != nil {
-		b.str("stream_name", m.channel.Name)
-		b.int("stream_id", m.channel.ID)
-	}
 	if moves {
-		others := slices.DeleteFunc(slices.Clone(e.Also), func(id int64) bool { return id == m.id || s.find(id) == nil })
-		mode := "change_one"
-		if len(others) > 0 {
-			mode = "change_all"
+		for _, id := range e.Also {
+			if id != m.id && s.find(id) != nil {
+				ids = append(ids, id)
+			}
 		}
-		b.str("propagate_mode", mode)
-		ids = append(ids, others...)
 		slices.Sort(ids)
-		b.str("orig_subject", m.topic)
-		if e.Channel != nil && lower(*e.Channel) != lower(m.channel.Name) {
-			b.int("new_stream_id", s.channel(*e.Channel).ID)
-			past.int("prev_stream", m.channel.ID)
-			past.int("stream", s.channel(*e.Channel).ID)
-		}
-		if e.Topic != nil {
-			topic, _ := cut(*e.Topic, maxTopicLength, "...")
-			b.str("subject", topic)
-			b.raw("topic_links", "[]")
-			past.str("prev_topic", m.topic)
-			past.str("topic", topic)
-		}
 		for _, id := range ids {
 			o := s.find(id)
 			if e.Topic != nil {
@@ -451,47 +420,76 @@ func (s *Server) edit(m *message, e Edit) {
 				o.edited = now
 			}
 		}
+		if m.channel != before.channel {
+			past.int("prev_stream", before.channel.ID)
+			past.int("stream", m.channel.ID)
+		}
+		if e.Topic != nil {
+			past.str("prev_topic", before.topic)
+			past.str("topic", m.topic)
+		}
 	}
 	m.history = append([]string{past.end()}, m.history...)
-	b.json("message_ids", ids)
-	head := b.object
-	orig, topic := fromTopic, m.topic
-	rows := slices.Clone(m.rows)
+
+	next := *m // the event may be made later, after further edits
+	next.rows = slices.Clone(m.rows)
+	to := s.informed(m)
 	s.deliver(func() {
-		for _, q := range s.queueList {
-			if q.dead != "" || !to(q) {
-				continue
+		s.each(to, func(q *queue) *event {
+			b := newEvent("update_message", "")
+			b.int("user_id", by.ID)
+			b.int("edit_timestamp", now.Unix())
+			b.int("message_id", m.id)
+			b.bool("rendering_only", false)
+			if e.Content != nil {
+				b.str("orig_content", before.content)
+				b.str("orig_rendered_content", before.html)
+				b.str("content", next.content)
+				b.str("rendered_content", next.html)
+				b.bool("is_me_message", strings.HasPrefix(next.content, "/me "))
 			}
+			if before.channel != nil {
+				b.str("stream_name", before.channel.Name)
+				b.int("stream_id", before.channel.ID)
+			}
+			if moves {
+				mode := "change_one"
+				if len(ids) > 1 {
+					mode = "change_all"
+				}
+				b.str("propagate_mode", mode)
+				b.str("orig_subject", s.shownTopic(before.topic, true, q.knowsEmptyTopic()))
+				if next.channel != before.channel {
+					b.int("new_stream_id", next.channel.ID)
+				}
+				if e.Topic != nil {
+					b.str("subject", s.shownTopic(next.topic, true, q.knowsEmptyTopic()))
+					b.raw("topic_links", "[]")
+				}
+			}
+			b.json("message_ids", ids)
 			flags := []string{"read"} // of subscribers without a row
-			if i := slices.IndexFunc(rows, func(r row) bool { return r.account == q.account }); i >= 0 {
-				flags = append([]string{}, rows[i].flags...)
+			if r := next.row(q.account); r != nil {
+				flags = append([]string{}, r.flags...)
 			}
-			o := object{slices.Clone(head.b)}
-			o.json("flags", flags)
-			ev := &builder{object: o, ev: event{typ: "update_message"}}
-			if moves && !q.opts.Capabilities["empty_topic_name"] {
-				text := string(ev.b)
-				if orig == "" {
-					text = strings.Replace(text, `"orig_subject":""`, `"orig_subject":"general chat"`, 1)
-				}
-				if topic == "" {
-					text = strings.Replace(text, `"subject":""`, `"subject":"general chat"`, 1)
-				}
-				ev.b = []byte(text)
-			}
-			if e := ev.done(); q.accepts(e, s.FeatureLevel) {
-				s.push(q, e)
-			}
-		}
+			b.json("flags", flags)
+			return b.done()
+		})
 	})
 	if moves && e.Notice {
-		text := fmt.Sprintf("This topic was moved here from #**%s>%s** by @_**%s|%d**.", from.Name, fromTopic, by.FullName, by.ID)
-		s.commit(s.compose(Message{Channel: m.channel.Name, Topic: m.topic, Sender: notificationBot, Client: "Internal", Content: text}), Message{})
+		s.notice(m.channel, m.topic, fmt.Sprintf("This topic was moved here from #**%s>%s** by @_**%s|%d**.",
+			before.channel.Name, before.topic, by.FullName, by.ID))
 	}
 }
 
-// DeleteMessages deletes messages: they vanish from history, and those who are told get delete_message, one for all of a channel's
-// topic (or one each for clients without bulk_message_deletion). Ids that do not exist are passed over.
+// notice lets the Notification Bot say something.
+func (s *Server) notice(c *Channel, topic, text string) {
+	m := Message{Channel: c.Name, Topic: topic, Sender: notificationBot, Client: "Internal", Content: text}
+	s.commit(s.compose(m), m)
+}
+
+// DeleteMessages deletes messages: they vanish from history, and those who are told get delete_message, one for all of a
+// channel's topic (or one each for clients without bulk_message_deletion). Ids that do not exist are passed over.
 func (s *Server) DeleteMessages(ids ...int64) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -539,7 +537,7 @@ func (s *Server) tellDeleted(group []*message) {
 	rest := func(b *builder, q *queue) {
 		if m.channel != nil {
 			b.int("stream_id", m.channel.ID)
-			b.str("topic", s.shownTopic(m.topic, true, q.opts.Capabilities["empty_topic_name"]))
+			b.str("topic", s.shownTopic(m.topic, true, q.knowsEmptyTopic()))
 			b.str("message_type", "stream")
 		} else {
 			b.str("message_type", "private")
@@ -565,8 +563,8 @@ func (s *Server) tellDeleted(group []*message) {
 	}
 }
 
-// React adds a reaction to a message; Unreact takes it away. Emoji are named as Zulip names them ("tada"). A reaction that is there
-// already, or is not, changes nothing.
+// React adds a reaction to a message; Unreact takes it away. Emoji are named as Zulip names them ("tada"). A reaction that is
+// there already, or is not, changes nothing.
 func (s *Server) React(id int64, email, emoji string) { s.lockedReact(id, email, emoji, "add") }
 
 // Unreact takes a reaction away.
@@ -618,8 +616,8 @@ func (s *Server) reactingUser(a *Account, inMessage bool) string {
 	return o.end()
 }
 
-// Flag adds (op "add") or removes (op "remove") a flag such as "read" or "starred" of messages for one account, whose queues are told
-// of it (do_update_message_flags). Starring a message without a row makes one, as Zulip does.
+// Flag adds (op "add") or removes (op "remove") a flag such as "read" or "starred" of messages for one account, whose queues
+// are told of it (do_update_message_flags). Starring a message without a row makes one, as Zulip does.
 func (s *Server) Flag(email, op, flag string, ids ...int64) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -629,7 +627,6 @@ func (s *Server) Flag(email, op, flag string, ids ...int64) {
 // flag returns the messages it was told to change and that exist for the account.
 func (s *Server) flag(a *Account, op, flag string, ids []int64) []int64 {
 	changed := []int64{}
-	var details object
 	for _, id := range ids {
 		m := s.find(id)
 		if m == nil || !s.readable(a, m) {
@@ -645,7 +642,6 @@ func (s *Server) flag(a *Account, op, flag string, ids []int64) []int64 {
 		}
 		if r.set(flag, op == "add") {
 			changed = append(changed, id)
-			details.raw(strconv.FormatInt(id, 10), s.unreadDetails(a, m, r))
 		}
 	}
 	if len(changed) == 0 {
@@ -654,33 +650,45 @@ func (s *Server) flag(a *Account, op, flag string, ids []int64) []int64 {
 	b := newEvent("update_message_flags", op)
 	b.str("operation", op)
 	b.str("flag", flag)
-	var ev *event
 	if kind := mergeKind(op, flag); kind != "" {
-		ev = b.merging(kind, changed)
-	} else {
-		b.json("messages", changed)
-		b.bool("all", false)
-		b.raw("message_details", details.end())
-		ev = b.done()
+		ev := b.merging(kind, changed)
+		s.deliver(func() { s.emit(ev, only(a)) })
+		return changed
 	}
-	s.deliver(func() { s.emit(ev, only(a)) })
+	b.json("messages", changed)
+	b.bool("all", false)
+	s.deliver(func() {
+		s.each(only(a), func(q *queue) *event {
+			ev := &builder{object: object{slices.Clone(b.b)}, ev: b.ev}
+			if flag == "read" {
+				var details object
+				for _, id := range changed {
+					if m := s.find(id); m != nil {
+						details.raw(strconv.FormatInt(id, 10), s.unreadDetails(a, m, q.knowsEmptyTopic()))
+					}
+				}
+				ev.raw("message_details", details.end())
+			}
+			return ev.done()
+		})
+	})
 	return changed
 }
 
 // unreadDetails describes a message that becomes unread, so that clients can count it without fetching it.
-func (s *Server) unreadDetails(a *Account, m *message, r *row) string {
+func (s *Server) unreadDetails(a *Account, m *message, emptyTopic bool) string {
 	var o object
 	if m.channel == nil {
 		o.str("type", "private")
 	} else {
 		o.str("type", "stream")
 	}
-	if slices.Contains(r.flags, "mentioned") {
+	if r := m.row(a); r != nil && slices.Contains(r.flags, "mentioned") {
 		o.bool("mentioned", true)
 	}
 	if m.channel != nil {
 		o.int("stream_id", m.channel.ID)
-		o.str("topic", m.topic)
+		o.str("topic", s.shownTopic(m.topic, true, emptyTopic))
 		o.bool("unmuted_stream_msg", true)
 		return o.end()
 	}
@@ -694,8 +702,8 @@ func (s *Server) unreadDetails(a *Account, m *message, r *row) string {
 	return o.end()
 }
 
-// Typing tells that somebody starts (op "start") or stops typing: in a channel's topic, which only clients hear of that declared
-// stream_typing_notifications, or, with an empty channel, to people.
+// Typing tells that somebody starts (op "start") or stops (op "stop") typing: in a channel's topic, which only clients hear of
+// that declared stream_typing_notifications, or, with an empty channel, to the people with the addresses to.
 func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -703,18 +711,25 @@ func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 	var sender object
 	sender.int("user_id", by.ID)
 	sender.str("email", by.shownEmail())
-	b := &builder{ev: event{typ: "typing", op: op}}
-	b.str("type", "typing")
-	if channel != "" {
-		c := s.channel(channel)
-		b.ev.channel = true
-		b.str("message_type", "stream")
+	begin := func(kind string) *builder {
+		b := &builder{ev: event{typ: "typing", op: op}}
+		b.str("type", "typing")
+		b.str("message_type", kind)
 		b.str("op", op)
 		b.raw("sender", sender.end())
-		b.int("stream_id", c.ID)
-		b.str("topic", topic)
-		ev := b.done()
-		s.deliver(func() { s.emit(ev, func(q *queue) bool { return q.account.subscribed(c) }) })
+		return b
+	}
+	if channel != "" {
+		c := s.channel(channel)
+		s.deliver(func() {
+			s.each(func(q *queue) bool { return q.account.subscribed(c) }, func(q *queue) *event {
+				b := begin("stream")
+				b.ev.channel = true
+				b.int("stream_id", c.ID)
+				b.str("topic", s.shownTopic(topic, true, q.knowsEmptyTopic()))
+				return b.done()
+			})
+		})
 		return
 	}
 	people := []*Account{}
@@ -730,9 +745,7 @@ func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 		o.str("email", a.shownEmail())
 		list[i] = o.end()
 	}
-	b.str("message_type", "direct")
-	b.str("op", op)
-	b.raw("sender", sender.end())
+	b := begin("direct")
 	b.raw("recipients", "["+strings.Join(list, ",")+"]")
 	ev := b.done()
 	s.deliver(func() { s.emit(ev, func(q *queue) bool { return slices.Contains(people, q.account) }) })
@@ -745,7 +758,8 @@ func (s *Server) Presence(email, status string) {
 	s.presence(s.account(email), status)
 }
 
-// presence is process_presence_event: clients with slim_presence get no address. The shapes of later levels are not imitated.
+// presence is process_presence_event: clients with slim_presence get no address, those with simplified_presence_events (level
+// 419) the newest of three shapes.
 func (s *Server) presence(a *Account, status string) {
 	now := time.Now()
 	var site, where object
@@ -755,20 +769,58 @@ func (s *Server) presence(a *Account, status string) {
 	site.bool("pushable", false)
 	where.raw("website", site.end())
 	s.deliver(func() {
-		for _, q := range s.queueList {
-			if q.dead != "" || !q.accepts(&event{typ: "presence"}, s.FeatureLevel) {
-				continue
-			}
+		s.each(everyone, func(q *queue) *event {
 			b := newEvent("presence", "")
+			if q.opts.Capabilities["simplified_presence_events"] {
+				var at, people object
+				at.int("active_timestamp", now.Unix())
+				at.int("idle_timestamp", now.Unix())
+				people.raw(strconv.FormatInt(a.ID, 10), at.end())
+				b.raw("presences", people.end())
+				return b.done()
+			}
 			b.int("user_id", a.ID)
 			if !q.opts.SlimPresence {
 				b.str("email", a.shownEmail())
 			}
 			b.raw("server_timestamp", fmt.Sprintf("%.6f", float64(now.UnixMicro())/1e6))
 			b.raw("presence", where.end())
-			s.push(q, b.done())
-		}
+			return b.done()
+		})
 	})
+}
+
+// Redeliver puts a message's event in the queues a second time, under new ids, as Zulip itself does when the handling of an
+// event failed half-way and is tried again.
+func (s *Server) Redeliver(id int64) {
+	s.lock()
+	defer s.mu.Unlock()
+	if m := s.find(id); m != nil {
+		s.deliver(func() { s.tell(m, m, Message{}) })
+	}
+}
+
+// LinkPreview gives a message new rendered text, as Zulip does when it has fetched what a link in it shows: an update_message
+// event with rendering_only, without a user.
+func (s *Server) LinkPreview(id int64, html string) {
+	s.lock()
+	defer s.mu.Unlock()
+	m := s.find(id)
+	if m == nil {
+		return
+	}
+	m.html = html
+	b := newEvent("update_message", "")
+	b.raw("user_id", "null")
+	b.int("edit_timestamp", time.Now().Unix())
+	b.int("message_id", m.id)
+	b.json("message_ids", []int64{m.id})
+	b.str("content", m.content)
+	b.str("rendered_content", m.html)
+	b.bool("rendering_only", true)
+	b.raw("flags", "[]")
+	ev, to := b.done(), s.informed(m)
+	s.deliver(func() { s.emit(ev, to) })
 }
 
 // StoredMessage is a message as the database has it.

@@ -165,8 +165,23 @@ func (s *Server) emit(ev *event, to func(*queue) bool) {
 	}
 }
 
-// accepts is ClientDescriptor.accepts_event: the queue's filter of types, its narrow for messages, and the events that only clients
-// with, or without, some capability get.
+// each is emit for events that differ from queue to queue: make returns the event for one.
+func (s *Server) each(to func(*queue) bool, make func(*queue) *event) {
+	for _, q := range s.queueList {
+		if q.dead != "" || !to(q) {
+			continue
+		}
+		if ev := make(q); q.accepts(ev, s.FeatureLevel) {
+			s.push(q, ev)
+		}
+	}
+}
+
+// knowsEmptyTopic says whether the client gets an empty topic as it is.
+func (q *queue) knowsEmptyTopic() bool { return q.opts.Capabilities["empty_topic_name"] }
+
+// accepts is ClientDescriptor.accepts_event: the queue's filter of types, its narrow for messages, and the events that only
+// clients with, or without, some capability get.
 func (q *queue) accepts(ev *event, level int) bool {
 	if q.opts.EventTypes != nil {
 		if !slices.Contains(q.opts.EventTypes, ev.typ) {
@@ -183,6 +198,9 @@ func (q *queue) accepts(ev *event, level int) bool {
 		return !ev.channel || q.opts.Capabilities["stream_typing_notifications"]
 	case "update_display_settings", "update_global_notifications":
 		return level < 439 && !q.opts.Capabilities["user_settings_object"]
+	case "realm_emoji":
+		// From level 491 on a client gets either single changes or the whole table.
+		return level < 491 || (ev.op != "update") == q.opts.Capabilities["individual_emoji_changes"]
 	case "user_group":
 		switch ev.group {
 		case "remove":
@@ -331,8 +349,8 @@ func (q *queue) delivered(id int64) bool {
 	return ok && !q.entries[i].given.IsZero()
 }
 
-// sweep does the sweeps that are due: each ends the queues that no poll waits on and on which none has begun to wait for their life
-// (gc_event_queues).
+// sweep does the sweeps that are due: each ends the queues that no poll waits on and on which none has begun to wait for their
+// life (gc_event_queues).
 func (s *Server) sweep(now time.Time) {
 	if s.down != nil {
 		return
@@ -386,8 +404,8 @@ func (s *Server) newQueue(a *Account, opts Options, life time.Duration) *queue {
 	return q
 }
 
-// Emit puts an event of any kind in every live queue that accepts its type, as if Zulip had sent it to everybody. The queue adds the
-// id. Members come out with type and op first, the others in order of their names.
+// Emit puts an event of any kind in every live queue that accepts its type, as if Zulip had sent it to everybody. The queue
+// adds the id. Members come out with type and op first, the others in order of their names.
 func (s *Server) Emit(ev map[string]any) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -403,8 +421,8 @@ func (s *Server) EmitTo(email string, ev map[string]any) {
 	s.deliver(func() { s.emit(e, only(a)) })
 }
 
-// EmitRaw puts bytes as they are in every live queue, whatever its filters, as one event: a broken, odd or huge one, say. Each "%ID%"
-// in it is replaced by the id that the queue gives it.
+// EmitRaw puts bytes as they are in every live queue, whatever its filters, as one event: a broken, odd or huge one, say. Each
+// "%ID%" in it is replaced by the id that the queue gives it.
 func (s *Server) EmitRaw(template string) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -418,17 +436,14 @@ func (s *Server) EmitRaw(template string) {
 	})
 }
 
-// FillAnswer puts n events in a queue that exist only while an answer is written, so that an answer can be larger than memory. event
-// appends the event with that id to dst, with its "id" member, and must return the same bytes each time. It panics if there is no such
-// queue.
+// FillAnswer puts n events in a queue that exist only while an answer is written, so that an answer can be larger than memory.
+// event appends the event with that id to dst, with its "id" member, and must return the same bytes each time; it is called while
+// answers are written, by several goroutines if there are several. A queue that does not live is passed over.
 func (s *Server) FillAnswer(queue string, n int, event func(dst []byte, id int64) []byte) {
 	s.lock()
 	defer s.mu.Unlock()
 	q := s.queues[queue]
-	if q == nil {
-		panic("zulipsim: FillAnswer: no queue " + queue)
-	}
-	if n < 1 {
+	if q == nil || n < 1 {
 		return
 	}
 	q.entries = append(q.entries, entry{id: q.next, run: n, fill: event, put: time.Now()})
@@ -477,7 +492,8 @@ func eventFromMap(m map[string]any) *event {
 	return b.done()
 }
 
-// mergeKind is what update_message_flags events with this operation and flag merge under, "" if they do not (compute_full_event_type).
+// mergeKind is what update_message_flags events with this operation and flag merge under, "" if they do not
+// (compute_full_event_type).
 func mergeKind(operation, flag string) string {
 	if operation == "remove" && strings.HasPrefix(flag, "read") {
 		return ""
@@ -497,8 +513,8 @@ type QueueInfo struct {
 	Pending      int    // events that are not acknowledged; those that still merge count as one of each kind
 	Waiting      bool   // a poll waits
 	Dead         string // "" while it lives, else "expired", "deleted" or "crash"
-	// Events is everything that was ever put in, in order, those that are generated (FillAnswer) excepted. Flag events appear when they
-	// have stopped to merge.
+	// Events is everything that was ever put in, in order, those that are generated (FillAnswer) excepted. Flag events appear
+	// when they have stopped to merge.
 	Events []QueuedEvent
 }
 
@@ -531,7 +547,9 @@ func (s *Server) Queues() []QueueInfo {
 			if e.fill != nil {
 				continue
 			}
-			qe := QueuedEvent{ID: e.id, Type: e.event.typ, Op: e.event.op, Raw: e.append(nil), Put: e.put, Delivered: e.given, Pruned: e.dropped}
+			qe := QueuedEvent{
+				ID: e.id, Type: e.event.typ, Op: e.event.op, Raw: e.append(nil), Put: e.put, Delivered: e.given, Pruned: e.dropped,
+			}
 			if e.event.msg != nil {
 				qe.MessageID = e.event.msg.id
 			}

@@ -29,7 +29,8 @@ func readStates() []state {
 	return list
 }
 
-// capabilities are the members of client_capabilities that the server keeps, with the level that brought each; others are dropped.
+// capabilities are the members of client_capabilities that the server keeps, with the level that brought each; others are
+// dropped.
 var capabilities = map[string]int{
 	"notification_settings_null": 0, "bulk_message_deletion": 13, "user_avatar_url_field_optional": 18, "stream_typing_notifications": 58,
 	"user_settings_object": 89, "linkifier_url_template": 176, "user_list_incomplete": 232, "include_deactivated_groups": 294,
@@ -39,8 +40,8 @@ var capabilities = map[string]int{
 // narrowWords are the operands of "is" in a queue's narrow.
 var narrowWords = []string{"dm", "private", "starred", "unread", "alerted", "mentioned", "resolved"}
 
-// queueOptions reads what register is told of the queue (zerver/views/events_register.py). Arguments that an older or newer level does
-// not know are left for ignored.
+// queueOptions reads what register is told of the queue (zerver/views/events_register.py). Arguments that an older or newer
+// level does not know are left for ignored.
 func (c *call) queueOptions() (opts Options, life time.Duration, r *refusal) {
 	s, a := c.s, c.account
 	opts = Options{ClientGravatar: true, Client: c.clientName(), Capabilities: map[string]bool{}}
@@ -160,8 +161,8 @@ func (c *call) capabilities() (map[string]bool, *refusal) {
 	return kept, nil
 }
 
-// narrow reads a queue's narrow: pairs of texts with the few operators that a queue can filter by. A channel that does not exist is
-// accepted, and matches nothing for ever.
+// narrow reads a queue's narrow: pairs of texts with the few operators that a queue can filter by. A channel that does not
+// exist is accepted, and matches nothing for ever.
 func (c *call) narrow() ([][]string, *refusal) {
 	var list []any
 	given, r := c.value("narrow", &list, "a list")
@@ -199,9 +200,9 @@ func (c *call) narrow() ([][]string, *refusal) {
 	return terms, nil
 }
 
-// register is POST /register (do_events_register in zerver/lib/events.py): a queue is made, the state is read, then the queue is read
-// without acknowledging anything, and the id of its last event is the answer's last_event_id. Whoever polls from there never sees those
-// events.
+// register is POST /register (do_events_register in zerver/lib/events.py): a queue is made, the state is read, then the queue
+// is read without acknowledging anything, and the id of its last event is the answer's last_event_id. Whoever polls from there
+// never sees those events.
 func (c *call) register() {
 	s := c.s
 	opts, life, r := c.queueOptions()
@@ -254,8 +255,8 @@ func (c *call) register() {
 	})
 }
 
-// state writes the state that the words of fetch_event_types bring: those of event_types if there are none, everything if there are
-// neither.
+// state writes the state that the words of fetch_event_types bring: those of event_types if there are none, everything if there
+// are neither.
 func (s *Server) state(o *object, a *Account, opts Options) {
 	words := opts.FetchEventTypes
 	if words == nil {
@@ -283,6 +284,11 @@ func (s *Server) state(o *object, a *Account, opts Options) {
 			o.str(st.name, s.RealmURL)
 		case "realm_description":
 			o.str(st.name, "The **"+s.RealmName+"** organization")
+		case "realm_bot_domain":
+			o.raw(st.name, st.value)
+			if s.FeatureLevel >= 466 {
+				o.str("realm_uuid", "0b1f6c1e-5d0a-4c57-9a3e-"+makeKey(s.RealmURL, 0)[:12])
+			}
 		case "realm_empty_topic_display_name":
 			if s.FeatureLevel >= 334 {
 				o.raw(st.name, st.value)

@@ -1,6 +1,6 @@
-// Package zulipsim is a Zulip organization in memory: the half of Zulip that a client of the events API can see, with its real rules
-// and not the convenient ones. Tests point a client at it and then make things happen, on the good side (messages, edits, restarts)
-// and on the bad (crashes, expired queues, half an answer); the demo lets it chat.
+// Package zulipsim is a Zulip organization in memory: the half of Zulip that a client of the events API can see, with its real
+// rules and not the convenient ones. Tests point a client at it and then make things happen, on the good side (messages, edits,
+// restarts) and on the bad (crashes, expired queues, half an answer); the demo lets it chat.
 //
 // What belongs here is whatever Zulip 10.2 does on the wire, and what later levels do where they differ: event queues and their
 // acknowledgement, rate limits, history, refusals with their texts. The facts come from zulip/zulip (file names are named at the
@@ -8,11 +8,11 @@
 // against it. Nothing here knows of NATS or of the bridge.
 //
 // A Server is ready as its zero value. It runs on a real port ([Server.Start], [Server.Listen]) or over in-memory pipes
-// ([Server.Client]), where it works inside a testing/synctest bubble: it keeps no goroutine but those of HTTP, and reads no clock but
-// time.Now. Sweeps and rate limits are computed when somebody looks.
+// ([Server.Client]), where it works inside a testing/synctest bubble: it keeps no goroutine but those of HTTP, and reads no
+// clock but time.Now. Sweeps and rate limits are computed when somebody looks.
 //
-// It also watches its clients. [Server.Complain] makes a test fail when an event is acknowledged that is not stored yet, when an id
-// is acknowledged that was never given out, or when a client asks sooner than a Retry-After allowed.
+// It also watches its clients. [Server.Complain] makes a test fail when an event is acknowledged that is not stored yet, when
+// an id is acknowledged that was never given out, or when a client asks sooner than a Retry-After allowed.
 package zulipsim
 
 import (
@@ -21,19 +21,21 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// Server is one Zulip organization. The zero value is a Zulip 10.2 with the limits it ships with and nobody in it. Set fields before
-// the first use. All methods may be called at any time from any goroutine, unless they say otherwise.
+// Server is one Zulip organization. The zero value is a Zulip 10.2 with the limits it ships with and nobody in it. Set fields
+// before the first use. All methods may be called at any time from any goroutine, unless they say otherwise.
 type Server struct {
 	// Version is zulip_version in answers. Zero: "10.2".
 	Version string
 	// FeatureLevel is zulip_feature_level, and it is what branches behaviour: from 481 on the queue's life is asked for by
-	// idle_queue_timeout and no more by queue_lifespan_secs, from 393 on deletions list their messages in order, and so on. Zero: 372.
+	// idle_queue_timeout and no more by queue_lifespan_secs, from 393 on deletions list their messages in order, and so on.
+	// Zero: 372.
 	FeatureLevel int
 	// RealmURL is the organization's canonical address. Zero: the URL of Start or Listen, else "http://zulip.test".
 	RealmURL string
@@ -122,11 +124,15 @@ type Server struct {
 	net memnet
 }
 
-// RateRule allows Count requests of one account in each Window.
+// RateRule allows Count requests of one account in each Window. Several rules stand in order of their windows, the shortest
+// first.
 type RateRule struct {
 	Count  int
 	Window time.Duration
 }
+
+// void says that a rule limits nothing.
+func (r RateRule) void() bool { return r.Count < 1 || r.Window <= 0 }
 
 // Host is what a host name stands for.
 type Host int
@@ -172,6 +178,8 @@ func (s *Server) init() {
 	if s.APIRules == nil {
 		s.APIRules = []RateRule{{200, time.Minute}}
 	}
+	s.EventsRules = slices.DeleteFunc(slices.Clone(s.EventsRules), RateRule.void)
+	s.APIRules = slices.DeleteFunc(slices.Clone(s.APIRules), RateRule.void)
 	s.rand = rand.New(rand.NewPCG(s.Seed, 0x7a756c6970))
 	s.started = time.Now()
 	s.nextSweep = s.started.Add(s.SweepFirst)
@@ -200,8 +208,8 @@ func (s *Server) Start(t testing.TB) string {
 	return url
 }
 
-// Listen serves on addr ("127.0.0.1:0" for any free port) until stop is called, which cuts all connections and waits for the requests
-// that are under way.
+// Listen serves on addr ("127.0.0.1:0" for any free port) until stop is called, which cuts all connections and waits for the
+// requests that are under way.
 func (s *Server) Listen(addr string) (url string, stop func(), err error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -248,8 +256,8 @@ func serve(l net.Listener, h http.Handler) (stop func()) {
 	}
 }
 
-// Client returns an HTTP client that reaches the server over in-memory pipes, whatever host and port a URL names. Everything it starts
-// belongs to the synctest bubble of the first caller; call Close before the bubble ends.
+// Client returns an HTTP client that reaches the server over in-memory pipes, whatever host and port a URL names. Everything it
+// starts belongs to the synctest bubble of the first caller; call Close before the bubble ends.
 func (s *Server) Client() *http.Client { return &http.Client{Transport: s.net.transport(s)} }
 
 // Close ends what Client started: it cuts the connections and waits for the requests that are under way.

@@ -1,0 +1,130 @@
+package bridge_test
+
+import (
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var runMutations = flag.Bool("mutations", false, "break each rule in a copy of the sources, and see that the suite notices")
+
+// mutation breaks one rule of the design in one place. The suite must fail on it: so we know that it can.
+type mutation struct {
+	rule     string // what is broken
+	file     string // from the module's root
+	old, new string // old stands exactly once in file
+}
+
+var mutations = []mutation{
+	{"rule 1: what is stored is acknowledged, and nothing else", "bridge/store.go",
+		"		err = b.append(ctx, entries, phasePoll)\n",
+		"		b.known = entries[len(entries)-1].after\n		err = b.append(ctx, entries, phasePoll)\n		if errors.Is(err, errMoved) {\n			err = nil\n		}\n"},
+	{"rule 2: nothing is passed over without a record", "bridge/store.go",
+		"			entries = append(entries, e)\n			at, prev = next, id\n			continue\n",
+		"			_ = e\n			at, prev = next, id\n			continue\n"},
+	{"rule 3: the first write after a read names the message read, not the sequence that INFO tells", "bridge/bridge.go",
+		"			b.cursor, b.epoch, b.cursorOK = p.cursor, epoch, true\n",
+		"			b.cursor, b.epoch, b.cursorOK = p.cursor, epoch, true\n			if info, err := b.stream.Info(ctx); err == nil {\n				b.cursor = stream.Cursor{Seq: info.LastSeq, Acked: true}\n			}\n"},
+	{"rule 4: an unclear answer is settled by reading", "bridge/store.go",
+		"		default:\n			if err := b.cannotStore(ctx, err); err != nil {\n				return err\n			}\n",
+		"		case e != nil && e.Kind == stream.Unclear:\n			b.known = entries[len(entries)-1].after\n			return nil\n		default:\n			if err := b.cannotStore(ctx, err); err != nil {\n				return err\n			}\n"},
+	{"settle: what was stored is found again", "bridge/store.go",
+		"			return i + 1, nil\n", "			return 0, nil\n"},
+	{"settle: a record of another instance at the same position counts", "bridge/store.go",
+		" || p.last != nil && p.last.Seq > b.knownSeq {", " {"},
+	{"9.1: the phase is read off the newest message", "bridge/place.go",
+		"		p.phase = phaseRefill\n", "		p.phase = phasePoll\n"},
+	{"9.1: polling starts at -1, not at register's last_event_id", "bridge/lost.go",
+		"	return b.enroll(ctx, p, r, -1)\n}\n\n// replace",
+		"	return b.enroll(ctx, p, r, 0)\n}\n\n// replace"},
+	{"9.3: a gap is opened by a write, not by one refusal believed", "bridge/lost.go",
+		"	if err := b.put(ctx, p, e); err != nil {\n		return err\n	}\n	b.losses++\n",
+		"	_ = b.put(ctx, place{cursor: b.cursor}, e)\n	b.losses++\n"},
+	{"9.3: the stream is read before a queue is given up", "bridge/lost.go",
+		"	if b.wentBack(p) || p.phase != phasePoll || p.at != b.known {\n		return false, errMoved\n	}\n", ""},
+	{"9.3: a stream that went back is noticed", "bridge/bridge.go",
+		"	return p.cursor.Seq < b.knownSeq || p.at.Queue == b.known.Queue && p.at.Last < b.known.Last\n", "	return false\n"},
+	{"9.4: the largest id is no watermark", "bridge/refill.go",
+		"		low := smallest(ids) - 1\n", "		low := ids[len(ids)-1].id\n"},
+	{"9.4: what Zulip has at a start is not taken for stored", "bridge/follow.go",
+		"	r.Newest = newestIDs{Own: max(r.Newest.Own, b.largest), Public: max(r.Newest.Public, b.largest)}\n",
+		"	r.Newest, _ = b.askNewest(ctx)\n	r.Begin = nil\n"},
+	{"9.4: a refill passes over what the stream holds", "bridge/refill.go",
+		"		case held[m.id]:\n", "		case false:\n"},
+	{"5: a live message that was refilled is skipped", "bridge/refill.go",
+		"	return b.held.has(id), nil\n", "	return false, nil\n"},
+	{"5: a new queue is recorded before its first poll", "bridge/lost.go",
+		"	if err := b.put(ctx, p, e); err != nil {\n		b.discard(ctx, r.QueueID)\n		return err\n	}\n	b.followNew(r)\n	return nil\n",
+		"	b.followNew(r)\n	b.known = poller.Position{Queue: r.QueueID, Last: last}\n	if batch, err := b.poller.Next(ctx, b.known); err == nil && len(batch.Events) > 0 {\n		_, _ = b.poller.Next(ctx, poller.Position{Queue: r.QueueID, Last: batch.Events[len(batch.Events)-1].ID})\n	}\n	return b.put(ctx, p, e)\n"},
+	{"9.6: the old queue is read once more behind the register of the new one", "bridge/changeover.go",
+		"	for more := true; more && err == nil; {\n", "	for more := false; more && err == nil; {\n"},
+	{"7: another instance's record replaces what is remembered", "bridge/bridge.go",
+		"		b.record, b.held = nil, nil // there may be another record\n", ""},
+}
+
+// TestMutationsApply keeps the list true to the sources.
+func TestMutationsApply(t *testing.T) {
+	for _, m := range mutations {
+		src, err := os.ReadFile(filepath.Join("..", m.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(src), m.old); n != 1 {
+			t.Errorf("%s: what is to be broken stands %d times in %s, want once", m.rule, n, m.file)
+		}
+	}
+}
+
+// TestMutations breaks the rules one by one and expects the simulation to notice each.
+//
+//	go test ./bridge -run TestMutations -mutations -v -timeout 30m
+func TestMutations(t *testing.T) {
+	if !*runMutations {
+		t.Log("not asked for: -mutations")
+		return
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutations {
+		t.Run(m.rule, func(t *testing.T) {
+			src, err := os.ReadFile(filepath.Join(root, m.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			broken := filepath.Join(t.TempDir(), filepath.Base(m.file))
+			if err := os.WriteFile(broken, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			overlay := filepath.Join(t.TempDir(), "overlay.json")
+			if err := os.WriteFile(overlay, []byte(`{"Replace":{"`+filepath.Join(root, m.file)+`":"`+broken+`"}}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("go", "test", "-overlay", overlay, "-run", "TestSimulation", "-failfast", "-timeout", "5m", "./bridge", "-seeds", "4000")
+			cmd.Dir = root
+			out, err := cmd.CombinedOutput()
+			switch text := string(out); {
+			case strings.Contains(text, "[build failed]"), strings.Contains(text, "[setup failed]"):
+				t.Fatalf("the broken source does not compile:\n%s", text)
+			case err == nil:
+				t.Error("the suite did not notice")
+			default:
+				t.Log(noticed(text))
+			}
+		})
+	}
+}
+
+// noticed is the first complaint in the output of a failed run.
+func noticed(out string) string {
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "_test.go:") || strings.HasPrefix(line, "panic:") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return strings.TrimSpace(out)
+}
