@@ -110,12 +110,6 @@ type StartFrom struct {
 
 func (s StartFrom) set() bool { return s.MessageID > 0 || !s.Time.IsZero() }
 
-// above is the message id behind which history is read; messages that are older than the time are then passed over.
-func (s StartFrom) above() newestIDs {
-	id := max(0, s.MessageID-1)
-	return newestIDs{Own: id, Public: id}
-}
-
 // ConfigError is a state of things that this program must not run in until an operator has changed it.
 type ConfigError struct{ Text string }
 

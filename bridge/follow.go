@@ -70,7 +70,7 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 		if len(batch.Events) == 0 {
 			// A poll that waited and ended empty: somebody else polls this queue. The stream knows who is ahead.
 			if b.once("polled besides: " + b.known.Queue) {
-				b.log.Warn().Str("queue", b.known.Queue).Msg("another client polls this queue too: each ends the other's polls")
+				b.log.Warn().Str("queue", b.known.Queue).Msg("a poll ended without events: another client polls this queue too, or it was just dropped")
 			}
 			if err := sleep(ctx, time.Second+rand.N(time.Second)); err != nil {
 				return err
@@ -217,16 +217,22 @@ func (b *Bridge) askNewest(ctx context.Context) (n newestIDs, err error) {
 	return n, err
 }
 
-// loadRejected reads which events were rejected at this position without moving it, so that a restart does not reject them again.
+// loadRejected reads which events were rejected at this position without moving it, so that a restart does not reject them again. Such
+// records stand behind the event of the position, with those of starts between them.
 func (b *Bridge) loadRejected(ctx context.Context, p place) error {
 	b.rejected = rejections{at: p.at, seen: map[string]bool{}}
-	for m := p.last; m != nil && header(m, HeaderRecord) == recordRejected; {
-		here, ok := placeOf(m)
-		if !ok || here.at != p.at {
+	for m := p.last; m != nil; {
+		if here, ok := placeOf(m); !ok || here.at != p.at {
 			return nil
 		}
-		if body := decode[rejectedBody](m); body != nil {
-			b.rejected.seen[body.SHA256] = true
+		switch header(m, HeaderRecord) {
+		case recordRejected:
+			if body := decode[rejectedBody](m); body != nil {
+				b.rejected.seen[body.SHA256] = true
+			}
+		case recordQueue:
+		default:
+			return nil
 		}
 		seq := m.Seq - 1
 		if seq == 0 {

@@ -86,3 +86,41 @@ func nextPast(ctx context.Context, z *poller.Poller, passes []*pass) (*pastMessa
 	}
 	return next, nil
 }
+
+// startFrom gives the message ids behind which a first start begins that was asked to go back. newest are the newest ids.
+func (b *Bridge) startFrom(ctx context.Context, newest newestIDs) (above newestIDs, err error) {
+	if id := b.cfg.StartFrom.MessageID; id > 0 {
+		return newestIDs{Own: id - 1, Public: id - 1}, nil
+	}
+	if above.Own, err = lastBefore(ctx, b.poller, false, b.cfg.StartFrom.Time, newest.Own); err != nil || !b.poller.Options.AllPublicStreams {
+		return above, err
+	}
+	above.Public, err = lastBefore(ctx, b.poller, true, b.cfg.StartFrom.Time, newest.Public)
+	return above, err
+}
+
+// lastBefore finds an id such that messages above it were sent at t or later, by halving the ids up to newest: Zulip finds a message by its
+// date only from feature level 445 on. Ids follow time but for a few neighbours.
+func lastBefore(ctx context.Context, z *poller.Poller, public bool, t time.Time, newest int64) (int64, error) {
+	low, high := int64(0), newest // at or below low: older; above high: t or later
+	for low < high {
+		middle := low + (high-low)/2
+		next := poller.Message{}
+		_, err := z.Messages(ctx, query(z, public, poller.HistoryQuery{Anchor: middle, After: 1, ExcludeAnchor: true, Each: func(m *poller.Message) error {
+			next = *m
+			return nil
+		}}))
+		if err != nil {
+			return 0, err
+		}
+		switch {
+		case next.ID == 0 || next.ID > high:
+			high = middle
+		case time.Unix(next.Timestamp, 0).Before(t):
+			low = next.ID
+		default:
+			high = middle
+		}
+	}
+	return low, nil
+}

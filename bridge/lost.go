@@ -56,11 +56,14 @@ func (b *Bridge) openGap(ctx context.Context, p place, cause string, refused *po
 	if refused != nil {
 		body.Zulip = refused.Error()
 	}
-	if p.last != nil {
-		body.LastStored = p.last.Time.UTC()
-	}
-	m, err := b.lastOn(ctx, b.messageSubject)
+	m, err := b.lastOn(ctx, b.cfg.Realm.Events()) // not the newest of all: that is our own record of this start
 	if err != nil {
+		return err
+	}
+	if m != nil {
+		body.LastStored = m.Time.UTC()
+	}
+	if m, err = b.lastOn(ctx, b.messageSubject); err != nil {
 		return err
 	}
 	if m != nil {
@@ -95,7 +98,12 @@ func (b *Bridge) begin(ctx context.Context, p place) error {
 	}
 	r.Begin = &beginning{Newest: r.Newest}
 	if b.cfg.StartFrom.set() {
-		r.Refill = &refillRange{Above: b.cfg.StartFrom.above(), UpTo: r.Newest, Cause: "asked to start in the past", Until: r.Time.Add(r.life() / 2)}
+		above, err := b.startFrom(ctx, r.Newest)
+		if err != nil {
+			b.discard(ctx, r.QueueID)
+			return err
+		}
+		r.Refill = &refillRange{Above: above, UpTo: r.Newest, Cause: "asked to start in the past", Until: r.Time.Add(r.life() / 2)}
 		r.Held = &heldRange{From: 1, UpToID: r.Newest.max()}
 	}
 	return b.enroll(ctx, p, r, -1)

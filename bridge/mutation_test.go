@@ -21,7 +21,7 @@ type mutation struct {
 var mutations = []mutation{
 	{"rule 1: what is stored is acknowledged, and nothing else", "bridge/store.go",
 		"		err = b.append(ctx, entries, phasePoll)\n",
-		"		b.known = entries[len(entries)-1].after\n		err = b.append(ctx, entries, phasePoll)\n		if errors.Is(err, errMoved) {\n			err = nil\n		}\n"},
+		"		if len(entries) > 0 {\n			b.known = entries[len(entries)-1].after\n		}\n		if err = b.append(ctx, entries, phasePoll); errors.Is(err, errMoved) {\n			err = nil\n		}\n"},
 	{"rule 2: nothing is passed over without a record", "bridge/store.go",
 		"			entries = append(entries, e)\n			at, prev = next, id\n			continue\n",
 		"			_ = e\n			at, prev = next, id\n			continue\n"},

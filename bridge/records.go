@@ -100,7 +100,7 @@ type gapOpened struct {
 	QueueID       string    `json:"queue_id,omitempty"`
 	LastEventID   int64     `json:"last_event_id"`
 	LastMessageID int64     `json:"last_message_id,omitempty"`
-	LastStored    time.Time `json:"last_stored,omitzero"` // when the newest message before the gap was stored
+	LastStored    time.Time `json:"last_stored,omitzero"` // when the newest event before the gap was stored
 	Noticed       time.Time `json:"noticed"`
 	Zulip         string    `json:"zulip,omitempty"` // what Zulip answered
 }

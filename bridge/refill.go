@@ -79,7 +79,9 @@ func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpen
 	case before != nil:
 		plan.Above = before.Newest
 	case b.cfg.StartFrom.set():
-		plan.Above = b.cfg.StartFrom.above()
+		if plan.Above, err = b.startFrom(ctx, plan.UpTo); err != nil {
+			return err
+		}
 	default:
 		plan.Above = plan.UpTo // nothing says where the stream ended: nothing can be refilled
 	}
@@ -230,9 +232,6 @@ func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, cl
 	if b.cfg.RefillMaxAge > 0 {
 		since = time.Now().Add(-b.cfg.RefillMaxAge)
 	}
-	if r.Why == whyFirst && b.cfg.StartFrom.Time.After(since) {
-		since = b.cfg.StartFrom.Time
-	}
 	passes := []*pass{{above: plan.Above.Own, upTo: plan.UpTo.Own}}
 	if b.poller.Options.AllPublicStreams {
 		passes = append(passes, &pass{public: true, above: plan.Above.Public, upTo: plan.UpTo.Public})
@@ -272,7 +271,7 @@ func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, cl
 		last = m.id
 		switch {
 		case held[m.id]:
-			if !plan.Since.IsZero() && m.changed.After(plan.Since) {
+			if !plan.Since.IsZero() && !m.changed.Before(plan.Since.Truncate(time.Second)) { // Zulip counts whole seconds
 				closed.Changed = append(closed.Changed, m.id)
 			}
 			continue

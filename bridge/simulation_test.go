@@ -71,6 +71,7 @@ type world struct {
 	lease     *simLease // nil: the instances run without one
 	instances []*instance
 	options   poller.Options
+	configure func(*bridge.Config) // what differs from the usual, for instances started from now on
 
 	mu        sync.Mutex
 	badDay    float64 // chance that a request to the stream goes wrong
@@ -80,27 +81,50 @@ type world struct {
 	odd       int
 }
 
-func simulate(t *testing.T, seed uint64) {
-	rng := rand.New(rand.NewPCG(seed, 0))
-	w := &world{t: t, rng: rng, log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed}, options: poller.DefaultOptions()}
+// newWorld is a Zulip, an empty stream and no instance of the bridge yet. It must be made and closed in a synctest bubble.
+func newWorld(t *testing.T, seed uint64) *world {
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed}, options: poller.DefaultOptions()}
 	if *oneSeed != 0 {
 		w.log = zerolog.New(zerolog.ConsoleWriter{Out: t.Output(), NoColor: true, TimeFormat: "15:04:05.000"}).With().Timestamp().Logger()
 		zerolog.TimeFieldFormat = time.RFC3339Nano
-	}
-	w.options.Life = []time.Duration{10 * time.Minute, time.Hour, 24 * time.Hour}[rng.IntN(3)]
-	w.options.AllPublicStreams = rng.IntN(4) == 0
-	if rng.IntN(3) == 0 {
-		w.zulip.FeatureLevel = 500
 	}
 	w.account = w.zulip.Account(simAccount)
 	w.realm, _ = subjects.ParseRealm(simRealm)
 	w.jet = &model.Stream{Filter: w.realm.All(), Faults: w.faults}
 	w.zulip.OnAck = w.checkAck
+	return w
+}
+
+// instance adds a process of the bridge that does not run yet.
+func (w *world) instance() *instance {
+	i := &instance{w: w, name: string(rune('a' + len(w.instances)))}
+	w.instances = append(w.instances, i)
+	return i
+}
+
+// close kills what runs.
+func (w *world) close() {
+	for _, i := range w.instances {
+		i.kill()
+	}
+	w.jet.Settle()
+	w.zulip.Close()
+}
+
+func simulate(t *testing.T, seed uint64) {
+	w := newWorld(t, seed)
+	defer w.close()
+	rng := w.rng
+	w.options.Life = []time.Duration{10 * time.Minute, time.Hour, 24 * time.Hour}[rng.IntN(3)]
+	w.options.AllPublicStreams = rng.IntN(4) == 0
+	if rng.IntN(3) == 0 {
+		w.zulip.FeatureLevel = 500
+	}
 	if rng.IntN(2) == 0 {
 		w.lease = &simLease{ttl: 4 * time.Second}
 	}
-	for i := range 1 + rng.IntN(2) {
-		w.instances = append(w.instances, &instance{w: w, name: string(rune('a' + i))})
+	for range 1 + rng.IntN(2) {
+		w.instance()
 	}
 	for range 20 + rng.IntN(40) {
 		w.act()
@@ -108,11 +132,6 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	w.heal()
 	w.check()
-	for _, i := range w.instances {
-		i.kill()
-	}
-	w.jet.Settle()
-	w.zulip.Close()
 }
 
 // pause lets time pass: mostly moments, sometimes minutes.
@@ -460,14 +479,14 @@ func first(m stream.Stored, key string) string {
 
 // instance is one process of the bridge: it can be started, stopped, killed and paused.
 type instance struct {
-	w     *world
-	name  string
-	runs  int
-	end   context.CancelFunc // SIGTERM
-	dead  context.CancelFunc // SIGKILL
-	done  chan struct{}
-	gate  gate
-	lease bridge.Lease
+	w    *world
+	name string
+	runs int
+	end  context.CancelFunc // SIGTERM
+	dead context.CancelFunc // SIGKILL
+	done chan struct{}
+	err  error // what Run returned, valid when done is closed
+	gate gate
 }
 
 func (i *instance) running() bool { return i.done != nil }
@@ -499,12 +518,16 @@ func (i *instance) start() {
 	if w.lease != nil {
 		cfg.Acquire = func(ctx context.Context) (bridge.Lease, error) { return w.lease.acquire(ctx, life, &i.gate) }
 	}
+	if w.configure != nil {
+		w.configure(&cfg)
+	}
+	i.err = nil
 	done := i.done
 	go func() {
 		defer close(done)
 		defer p.Close()
-		if err := bridge.New(cfg).Run(ctx); err != nil && life.Err() == nil {
-			w.t.Errorf("%s ended: %v", name, err)
+		if err := bridge.New(cfg).Run(ctx); life.Err() == nil {
+			i.err = err
 		}
 	}()
 }
@@ -519,6 +542,9 @@ func (i *instance) kill() {
 	i.end()
 	<-i.done
 	i.done = nil
+	if i.err != nil {
+		i.w.t.Errorf("%s had ended by itself: %v", i.name, i.err)
+	}
 }
 
 // stop is SIGTERM.
@@ -531,6 +557,9 @@ func (i *instance) stop() {
 	<-i.done
 	if took := time.Since(began); took > 5*time.Second {
 		i.w.t.Errorf("%s took %v to stop", i.name, took)
+	}
+	if i.err != nil {
+		i.w.t.Errorf("%s stopped with %v", i.name, i.err)
 	}
 	i.dead()
 	i.done = nil

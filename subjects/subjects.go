@@ -136,6 +136,14 @@ func (r Realm) All() string {
 	return r.prefix + ">"
 }
 
+// Events gives the filter that covers Zulip's own events, and no records: "zulip.chat.*".
+func (r Realm) Events() string {
+	if r.prefix == "" {
+		return ""
+	}
+	return r.prefix + "*"
+}
+
 // Event gives the subject of an event of a type, as Zulip spells the type: "zulip.chat.message". The type must be one token of at
 // most 128 bytes and not "bridge". Otherwise the event cannot go on a subject of its own, and the error's text is the reason to
 // put in its rejected record: one line of printable ASCII, which quotes the beginning of the type.

@@ -407,8 +407,11 @@ func bySeq(m stream.Stored, seq uint64) int {
 	return 0
 }
 
-// matches says whether a subject is covered by a filter that may end with the wildcard ">".
+// matches says whether a subject is covered by a filter that may end with the wildcard ">" or "*".
 func matches(filter, subject string) bool {
+	if prefix, ok := strings.CutSuffix(filter, "*"); ok {
+		return strings.HasPrefix(subject, prefix) && !strings.Contains(subject[len(prefix):], ".")
+	}
 	if prefix, ok := strings.CutSuffix(filter, ">"); ok {
 		return strings.HasPrefix(subject, prefix)
 	}

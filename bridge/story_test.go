@@ -1,0 +1,472 @@
+package bridge_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"zulip-nats/bridge"
+	"zulip-nats/poller"
+	"zulip-nats/stream"
+	"zulip-nats/stream/model"
+	"zulip-nats/zulipsim"
+)
+
+// Stories: one thing that happens to a bridge, and what the stream tells of it. Time is virtual.
+
+// story runs f in a world with one instance that follows a queue.
+func story(t *testing.T, f func(w *world, one *instance)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		defer w.close()
+		f(w, w.instance())
+	})
+}
+
+// say sends n messages.
+func (w *world) say(n int) {
+	for range n {
+		w.lastIDs = append(w.lastIDs, w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: fmt.Sprintf("message %d", w.rng.Uint32())}))
+	}
+}
+
+// told is what records of a kind say, oldest first.
+func told[T any](w *world, subject, record string) (bodies []T) {
+	for _, m := range w.jet.Messages() {
+		if m.Subject == "zulip."+simRealm+".bridge."+subject && (record == "" || first(m, bridge.HeaderRecord) == record) {
+			var body T
+			if err := json.Unmarshal(m.Data, &body); err != nil {
+				w.t.Errorf("a record on %s is no JSON: %v", m.Subject, err)
+			}
+			bodies = append(bodies, body)
+		}
+	}
+	return bodies
+}
+
+type queueTold struct {
+	Why, QueueID, Previous string
+	Options                map[string]any
+}
+
+func (q *queueTold) UnmarshalJSON(b []byte) error {
+	var body struct {
+		Why      string         `json:"why"`
+		QueueID  string         `json:"queue_id"`
+		Previous string         `json:"previous_queue_id"`
+		Options  map[string]any `json:"options"`
+	}
+	err := json.Unmarshal(b, &body)
+	*q = queueTold{body.Why, body.QueueID, body.Previous, body.Options}
+	return err
+}
+
+type closedTold struct {
+	Cause       string `json:"cause"`
+	Refilled    int    `json:"messages_refilled"`
+	NotRefilled *struct {
+		Reason string `json:"reason"`
+		Above  int64  `json:"above_message_id"`
+		UpTo   int64  `json:"up_to_message_id"`
+		TooOld int    `json:"older_than_max_age"`
+	} `json:"not_refilled"`
+	Changed        []int64  `json:"changed_message_ids"`
+	NotRecoverable []string `json:"not_recoverable"`
+}
+
+// whys lists why queues were recorded.
+func (w *world) whys() string {
+	var list []string
+	for _, q := range told[queueTold](w, "queue", "") {
+		list = append(list, q.Why)
+	}
+	return strings.Join(list, ", ")
+}
+
+// origins counts messages by where they came from.
+func (w *world) origins() (live, backfill int) {
+	for _, m := range w.jet.Messages() {
+		switch {
+		case first(m, bridge.HeaderRecord) != "" || first(m, bridge.HeaderMessageID) == "":
+		case first(m, bridge.HeaderOrigin) == "backfill":
+			backfill++
+		default:
+			live++
+		}
+	}
+	return live, backfill
+}
+
+// TestGapIsRefilled is the commonest loss: the bridge was away for longer than its queue lives. What Zulip's own database says happened in the
+// gap is compared with the stream.
+func TestGapIsRefilled(t *testing.T) {
+	for _, public := range []bool{false, true} {
+		t.Run(fmt.Sprintf("all public channels %v", public), func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.options.Life, w.options.AllPublicStreams = 10*time.Minute, public
+				w.account.Update(func(a *zulipsim.Account) { a.NoSubscriptions = public })
+				one.start()
+				time.Sleep(time.Second)
+				w.say(30)
+				time.Sleep(time.Second)
+				one.stop()
+				w.say(50)
+				w.zulip.EditMessage(w.lastIDs[25], zulipsim.Edit{Content: new("edited in the gap")})
+				w.zulip.SendMessage(zulipsim.Message{To: []string{simAccount}, Content: "a direct message"})
+				time.Sleep(time.Hour)
+				one.start()
+				time.Sleep(time.Minute)
+				w.say(10)
+				time.Sleep(time.Second)
+				w.check()
+				if live, backfill := w.origins(); live != 40 || backfill != 51 {
+					t.Errorf("%d live and %d refilled messages, want 40 and 51", live, backfill)
+				}
+				if got, want := w.whys(), "first, kept, lost, kept"; got != want {
+					t.Errorf("queues recorded: %s; want %s", got, want)
+				}
+				closed := told[closedTold](w, "gap", "gap-closed")
+				if len(closed) != 1 || closed[0].Refilled != 51 || closed[0].NotRefilled != nil || len(closed[0].NotRecoverable) == 0 {
+					t.Errorf("gap closed: %+v; want one, 51 messages refilled, nothing left out, and the list of what cannot be recovered", closed)
+				} else if fmt.Sprint(closed[0].Changed) != fmt.Sprint(w.lastIDs[25:26]) {
+					t.Errorf("changed in the gap: %v, want %v", closed[0].Changed, w.lastIDs[25:26])
+				}
+				if opened := told[map[string]any](w, "gap", "gap-opened"); len(opened) != 1 || opened[0]["last_message_id"] != float64(w.lastIDs[29]) {
+					t.Errorf("gap opened: %v; want one, behind message %d", opened, w.lastIDs[29])
+				}
+			})
+		})
+	}
+}
+
+// TestRefillIsBounded leaves out what the limits exclude, and names it.
+func TestRefillIsBounded(t *testing.T) {
+	lose := func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.start()
+		time.Sleep(time.Second)
+		w.say(10)
+		time.Sleep(time.Second)
+		one.stop()
+		w.say(20)
+		time.Sleep(2 * time.Hour)
+		w.say(20)
+		one.start()
+		time.Sleep(time.Minute)
+	}
+	t.Run("count", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.configure = func(c *bridge.Config) { c.RefillMaxMessages = 15 }
+			lose(w, one)
+			closed := told[closedTold](w, "gap", "gap-closed")
+			if len(closed) != 1 || closed[0].Refilled != 15 || closed[0].NotRefilled == nil || closed[0].NotRefilled.Above != w.lastIDs[24] || closed[0].NotRefilled.UpTo != w.lastIDs[49] {
+				t.Errorf("gap closed: %+v; want 15 refilled, and those above %d up to %d named", closed, w.lastIDs[24], w.lastIDs[49])
+			}
+			if _, backfill := w.origins(); backfill != 15 {
+				t.Errorf("%d refilled, want 15", backfill)
+			}
+		})
+	})
+	t.Run("age", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.configure = func(c *bridge.Config) { c.RefillMaxAge = time.Hour }
+			lose(w, one)
+			closed := told[closedTold](w, "gap", "gap-closed")
+			if len(closed) != 1 || closed[0].Refilled != 20 || closed[0].NotRefilled == nil || closed[0].NotRefilled.TooOld != 20 {
+				t.Errorf("gap closed: %+v; want 20 refilled and 20 too old", closed)
+			}
+		})
+	})
+	t.Run("off", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.configure = func(c *bridge.Config) { c.RefillMaxMessages = -1 }
+			lose(w, one)
+			closed := told[closedTold](w, "gap", "gap-closed")
+			if len(closed) != 1 || closed[0].Refilled != 0 || closed[0].NotRefilled == nil {
+				t.Errorf("gap closed: %+v; want nothing refilled, and said so", closed)
+			}
+		})
+	})
+	t.Run("half of the idle time", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Skip: 3, Times: 1, Status: 429, Header: map[string][]string{"Retry-After": {"400"}},
+				Body: `{"result":"error","msg":"limit","code":"RATE_LIMIT_HIT"}`})
+			lose(w, one)
+			time.Sleep(10 * time.Minute)
+			closed := told[closedTold](w, "gap", "gap-closed")
+			if len(closed) == 0 || closed[0].NotRefilled == nil || !strings.Contains(closed[0].NotRefilled.Reason, "idle time") {
+				t.Errorf("gap closed: %+v; want it ended by the idle time of the new queue", closed)
+			}
+		})
+	})
+}
+
+// TestStartFrom begins in the past when asked to.
+func TestStartFrom(t *testing.T) {
+	for _, by := range []string{"message", "date"} {
+		t.Run(by, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.zulip.Account(simAccount) // subscribed before the messages are sent, so that they are in its history
+				w.say(40)
+				time.Sleep(time.Hour)
+				from := bridge.StartFrom{Time: time.Now().Add(-time.Minute)}
+				w.say(25)
+				if by == "message" {
+					from = bridge.StartFrom{MessageID: w.lastIDs[40]}
+				}
+				w.configure = func(c *bridge.Config) { c.StartFrom = from }
+				one.start()
+				time.Sleep(time.Minute)
+				w.say(5)
+				time.Sleep(time.Second)
+				if live, backfill := w.origins(); live != 5 || backfill != 25 {
+					t.Errorf("%d live and %d refilled messages, want 5 and 25", live, backfill)
+				}
+				one.stop()
+				one.start() // the past is asked for at the first start only
+				time.Sleep(time.Minute)
+				if live, backfill := w.origins(); live != 5 || backfill != 25 {
+					t.Errorf("after a restart %d live and %d refilled messages, want 5 and 25", live, backfill)
+				}
+			})
+		})
+	}
+}
+
+// TestClockThatCannotBeRenewed: at 100 events a second over 60 ms no poll ever waits, so the queue would die of its idle clock. The bridge
+// changes over to a new queue in good order while the old one lives: no event lost, no message twice, and the record says which.
+func TestClockThatCannotBeRenewed(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.options.Life = time.Minute
+		w.zulip.RoundTrip = 60 * time.Millisecond
+		w.zulip.SweepEvery = 5 * time.Second
+		one.start()
+		time.Sleep(time.Second)
+		for range 100 * 150 { // two and a half lives
+			w.say(1)
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Minute)
+		w.check()
+		if got := w.whys(); strings.Count(got, "changed over") < 2 || strings.Contains(got, "lost") {
+			t.Errorf("queues recorded: %s; want at least two changes over, and no loss", got)
+		}
+		queues := told[queueTold](w, "queue", "")
+		for i, q := range queues {
+			if q.Why == "changed over" && q.Previous != queues[i-1].QueueID {
+				t.Errorf("the record of %s says that %s was before, it was %s", q.QueueID, q.Previous, queues[i-1].QueueID)
+			}
+		}
+		for _, q := range w.zulip.Queues() {
+			if !q.Waiting && q.Dead != "deleted" {
+				t.Errorf("queue %s was left behind: %q", q.ID, q.Dead)
+			}
+		}
+		if live, backfill := w.origins(); live != 100*150 || backfill != 0 {
+			t.Errorf("%d live and %d refilled messages, want %d and 0", live, backfill, 100*150)
+		}
+	})
+}
+
+// TestOptionsChanged changes over in good order when a start has other register options than the queue.
+func TestOptionsChanged(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		one.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		time.Sleep(time.Second)
+		one.stop()
+		w.say(20) // they wait in the old queue
+		w.options.ApplyMarkdown = true
+		one.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		time.Sleep(time.Second)
+		w.check()
+		queues := told[queueTold](w, "queue", "")
+		if got, want := w.whys(), "first, options changed"; got != want || queues[1].Previous != queues[0].QueueID || queues[1].Options["apply_markdown"] != true {
+			t.Errorf("queues recorded: %+v; want %s, with the new options and the queue before", queues, want)
+		}
+		if live, backfill := w.origins(); live != 30 || backfill != 0 {
+			t.Errorf("%d live and %d refilled messages, want 30 and 0", live, backfill)
+		}
+		if q := w.zulip.Queues(); len(q) != 2 || q[0].Dead != "deleted" {
+			t.Errorf("queues at Zulip: %+v; want two, the first deleted", q)
+		}
+	})
+}
+
+// TestOtherSite and TestOtherAccount: a stream belongs to one organization, a queue to one account.
+func TestOtherSite(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		one.start()
+		time.Sleep(time.Second)
+		one.stop()
+		w.configure = func(c *bridge.Config) { c.Site = "https://elsewhere.example.org" }
+		one.start()
+		<-one.done
+		err := one.err
+		one.err = nil
+		if e, ok := errors.AsType[*bridge.ConfigError](err); !ok || !strings.Contains(e.Error(), "--realm") || !strings.Contains(e.Error(), "zulip.test") {
+			t.Errorf("Run returned %v; want a ConfigError that names the site before and --realm", err)
+		}
+		if len(w.zulip.Queues()) != 1 {
+			t.Error("a queue was registered for the other site")
+		}
+	})
+}
+
+func TestOtherAccount(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		one.start()
+		time.Sleep(time.Second)
+		w.say(3)
+		time.Sleep(time.Second)
+		one.stop()
+		w.configure = func(c *bridge.Config) { c.Account = "other-bot@acme.example.com" }
+		one.start()
+		time.Sleep(time.Minute)
+		opened := told[map[string]any](w, "gap", "gap-opened")
+		if len(opened) != 1 || !strings.Contains(fmt.Sprint(opened[0]["cause"]), "account changed from "+simAccount) {
+			t.Errorf("gap opened: %v; want one that names the account before", opened)
+		}
+		if got, want := w.whys(), "first, lost, kept"; got != want {
+			t.Errorf("queues recorded: %s; want %s", got, want)
+		}
+	})
+}
+
+// TestRetire opens the gap before it deletes the queue, so that the next start does not look for it.
+func TestRetire(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		one.start()
+		time.Sleep(time.Second)
+		w.say(3)
+		time.Sleep(time.Second)
+		one.stop()
+		account := poller.Account{Email: simAccount, Key: w.account.Key, Site: "http://zulip.test"}
+		p := &poller.Poller{Options: w.options, Client: &poller.Client{Account: func() (poller.Account, error) { return account, nil }, Transport: w.zulip.Client().Transport}}
+		defer p.Close()
+		jet := w.jet.Client(w.t.Context())
+		b := bridge.New(bridge.Config{Realm: w.realm, Site: account.Site, Account: account.Email, Poller: p, Writer: "retirer", Version: "test",
+			Open: func(ctx context.Context) (bridge.Stream, error) { return jet, jet.Open(ctx) }})
+		if err := b.Retire(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if q := w.zulip.Queues(); len(q) != 1 || q[0].Dead != "deleted" {
+			t.Errorf("queues at Zulip: %+v; want one, deleted", q)
+		}
+		w.say(4) // nobody listens
+		one.start()
+		time.Sleep(time.Minute)
+		w.check()
+		opened := told[map[string]any](w, "gap", "gap-opened")
+		if len(opened) != 1 || opened[0]["cause"] != "retired by the operator" {
+			t.Errorf("gap opened: %v; want one, retired by the operator", opened)
+		}
+		if live, backfill := w.origins(); live != 3 || backfill != 4 {
+			t.Errorf("%d live and %d refilled messages, want 3 and 4", live, backfill)
+		}
+	})
+}
+
+// TestOversizeGoesToTheObjectStore: an event that is larger than a message may be is read back through its stub.
+func TestOversizeGoesToTheObjectStore(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.jet.MaxPayload = 20000
+		one.start()
+		time.Sleep(time.Second)
+		for _, n := range []int{10, 19000, 19400, 19500, 19600, 30000, 300000} {
+			w.zulip.Emit(map[string]any{"type": "drafts", "op": "add", "text": strings.Repeat("x", n)})
+		}
+		time.Sleep(time.Second)
+		w.check()
+		stubs := 0
+		for _, m := range w.jet.Messages() {
+			name := first(m, bridge.HeaderObject)
+			if name == "" {
+				continue
+			}
+			stubs++
+			body := w.jet.Objects()[name]
+			if len(m.Data) != 0 || strconv.Itoa(len(body)) != first(m, bridge.HeaderSize) || digest(body) != first(m, bridge.HeaderDigest) {
+				t.Errorf("the stub of %s says %s bytes, %s; the object has %d, %s", name, first(m, bridge.HeaderSize), first(m, bridge.HeaderDigest), len(body), digest(body))
+			}
+			var ev struct{ ID int64 }
+			if err := json.Unmarshal(body, &ev); err != nil || strconv.FormatInt(ev.ID, 10) != first(m, bridge.HeaderEventID) {
+				t.Errorf("the object %s is event %d (%v), its stub stands for event %s", name, ev.ID, err, first(m, bridge.HeaderEventID))
+			}
+		}
+		if stubs < 2 || stubs > 5 {
+			t.Errorf("%d stubs, want those of 30,000 and 300,000 bytes and perhaps those near the limit", stubs)
+		}
+	})
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "SHA-256=" + hex.EncodeToString(sum[:])
+}
+
+// TestOversizeForEver: what the object store can never take is rejected, with size and digest, and the rest goes on.
+func TestOversizeForEver(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.jet.MaxPayload = 20000
+		w.jet.Faults = func(op string) (f model.Fault) {
+			if op == "put object" {
+				f.Fail = stream.TooLarge
+			}
+			return f
+		}
+		one.start()
+		time.Sleep(time.Second)
+		w.zulip.Emit(map[string]any{"type": "drafts", "op": "add", "text": strings.Repeat("x", 30000)})
+		w.say(1)
+		time.Sleep(time.Second)
+		w.check()
+		rejected := told[map[string]any](w, "rejected", "")
+		if len(rejected) != 1 || rejected[0]["size"].(float64) < 30000 || rejected[0]["cut"] != true || len(rejected[0]["sha256"].(string)) != 64 {
+			t.Errorf("rejected: %.300v; want one, cut, with size and digest", rejected)
+		}
+	})
+}
+
+// TestNoIDIsRejectedOnce: an event without an id cannot be acknowledged, so Zulip sends it again and again. It is rejected once, restarts
+// included, and asked for at the pace of an error until something follows it.
+func TestNoIDIsRejectedOnce(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		one.start()
+		time.Sleep(time.Second)
+		w.say(1)
+		time.Sleep(time.Second)
+		w.zulip.EmitRaw(`{"type":"mystery","n":1}`)
+		w.zulip.EmitRaw(`{"type":"mystery","n":2}`)
+		time.Sleep(time.Second)
+		before := len(w.zulip.Requests())
+		time.Sleep(time.Minute)
+		if n := len(w.zulip.Requests()) - before; n > 65 {
+			t.Errorf("%d requests in a minute with an event that cannot be acknowledged", n)
+		}
+		for range 3 {
+			one.kill()
+			one.start()
+			time.Sleep(10 * time.Second)
+		}
+		w.say(1)
+		time.Sleep(40 * time.Second)
+		if rejected := told[map[string]any](w, "rejected", ""); len(rejected) != 2 || rejected[0]["event"] != `{"type":"mystery","n":1}` {
+			t.Errorf("rejected: %v; want the two, once each", rejected)
+		}
+		if live, _ := w.origins(); live != 2 {
+			t.Errorf("%d messages stored, want 2", live)
+		}
+	})
+}
