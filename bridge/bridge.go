@@ -125,7 +125,8 @@ type Bridge struct {
 
 	messageSubject string // zulip.<realm>.message
 
-	// What is known to be stored, for noticing that the stream went back: the echo of the newest message read or acknowledged.
+	// What is known to be stored, for noticing that the stream went back: the echo of the newest message of ours that was read or
+	// acknowledged, and its sequence.
 	known    poller.Position
 	knownSeq uint64
 
@@ -321,7 +322,7 @@ func (b *Bridge) adopt(p place) {
 				Msg("another instance has stored events meanwhile: going on from where it is")
 		}
 	}
-	b.known, b.knownSeq = p.at, p.cursor.Seq
+	b.known, b.knownSeq = p.at, p.seq()
 }
 
 // once says whether this has not been said yet in this term.
@@ -336,7 +337,7 @@ func (b *Bridge) once(what string) bool {
 // wentBack says whether the stream holds less than what we know it held: it was restored from a backup, recreated or purged, or its server
 // lost power; or a leader that was deposed answered, which the next write will show.
 func (b *Bridge) wentBack(p place) bool {
-	return p.cursor.Seq < b.knownSeq || p.at.Queue == b.known.Queue && p.at.Last < b.known.Last
+	return p.seq() < b.knownSeq || p.at.Queue == b.known.Queue && p.at.Last < b.known.Last
 }
 
 // leading returns errNotLeader if there is a lease and it is over, which a process that was stopped for a while learns only by looking.

@@ -28,11 +28,16 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 			r.Site, b.cfg.Realm, b.cfg.Site)}
 	case r.Account != b.cfg.Account:
 		return b.openGap(ctx, p, fmt.Sprintf("the account changed from %s to %s, and a queue belongs to its account", r.Account, b.cfg.Account), nil)
-	case bytes.Equal(r.Options, b.poller.Options.JSON()):
-	case !b.resumed:
-		return b.changeOver(ctx, p, whyOptions)
-	default:
+	case r.Held != nil && r.Held.Until == 0:
+		if err := b.keep(ctx, p, true); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(r.Options, b.poller.Options.JSON()) {
 		// Only a start changes over: two instances with different options would do nothing else.
+		if !b.resumed {
+			return b.changeOver(ctx, p, whyOptions)
+		}
 		if b.once("options of " + r.QueueID) {
 			b.log.Warn().Str("queue", r.QueueID).Msg("another instance registered this queue with other options than ours: following it as it is")
 		}
@@ -103,11 +108,6 @@ func (b *Bridge) recall(ctx context.Context, p place) (*queueRecord, error) {
 			"and the life that are configured")
 		r = &queueRecord{Record: recordQueue, QueueID: p.at.Queue, Site: b.cfg.Site, Account: b.cfg.Account, Options: b.poller.Options.JSON(),
 			LifeSeconds: cmp.Or(b.poller.Options.Life, poller.DefaultLife).Seconds()}
-	}
-	if r.Held != nil && r.Held.Until == 0 && p.phase == phasePoll {
-		// The record that closed the gap is the newest message: whoever goes on from it writes the sequence down before anything else.
-		r.Held.Until = p.last.Seq
-		b.keptAt = time.Time{}
 	}
 	b.record = r
 	if r != known {
@@ -188,6 +188,13 @@ func (b *Bridge) recordAge(ctx context.Context) time.Duration {
 func (b *Bridge) keep(ctx context.Context, p place, read bool) error {
 	r := *b.record
 	r.Why, r.Previous, r.Bridge, r.Time = whyKept, "", b.cfg.Version, time.Now().UTC()
+	if r.Held != nil && r.Held.Until == 0 {
+		// The record that closed the gap is the newest message. Whoever goes on from it writes its sequence down before anything else, and
+		// takes it for true when that write is accepted.
+		held := *r.Held
+		held.Until = p.last.Seq
+		r.Held = &held
+	}
 	r.Newest = newestIDs{Own: max(r.Newest.Own, b.largest), Public: max(r.Newest.Public, b.largest)}
 	e, err := b.queueEntry(&r, b.known.Last)
 	if err != nil {

@@ -46,7 +46,7 @@ var mutations = []mutation{
 	{"9.3: the stream is read before a queue is given up", "bridge/lost.go",
 		"	if b.wentBack(p) || p.phase != phasePoll || p.at != b.known {\n		return false, errMoved\n	}\n", ""},
 	{"9.3: a stream that went back is noticed", "bridge/bridge.go",
-		"	return p.cursor.Seq < b.knownSeq || p.at.Queue == b.known.Queue && p.at.Last < b.known.Last\n", "	return false\n"},
+		"	return p.seq() < b.knownSeq || p.at.Queue == b.known.Queue && p.at.Last < b.known.Last\n", "	return false\n"},
 	{"9.4: the largest id is no watermark", "bridge/refill.go",
 		"		low := smallest(ids) - 1\n", "		low := ids[len(ids)-1].id\n"},
 	{"9.4: what Zulip has at a start is not taken for stored", "bridge/follow.go",

@@ -34,6 +34,14 @@ type place struct {
 	last   *stream.Stored  // the newest message of ours; nil in phaseBegin
 }
 
+// seq is the sequence of the newest message of ours, 0 if there is none.
+func (p place) seq() uint64 {
+	if p.last == nil {
+		return 0
+	}
+	return p.last.Seq
+}
+
 // placeOf judges one message by its headers; ok is false where it is none of ours.
 func placeOf(m *stream.Stored) (p place, ok bool) {
 	p = place{at: poller.Position{Queue: header(m, HeaderQueueID), Last: -1}, last: m}

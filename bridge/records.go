@@ -206,7 +206,7 @@ func (b *Bridge) put(ctx context.Context, p place, e entry) error {
 			}
 			switch {
 			case now.last != nil && header(now.last, HeaderWriter) == b.cfg.Writer && sameEvent(&e.msg, now.last):
-				b.moved(now.cursor, e.after)
+				b.moved(now.cursor, e.after, now.last.Seq)
 				return nil
 			case now.cursor.Seq != before:
 				return errMoved
@@ -214,7 +214,7 @@ func (b *Bridge) put(ctx context.Context, p place, e entry) error {
 		}
 		cursor, err := b.stream.Append(ctx, b.cursor, []stream.Message{e.msg})
 		if err == nil {
-			b.moved(cursor, e.after)
+			b.moved(cursor, e.after, cursor.Seq)
 			b.outage.over(b.log)
 			return nil
 		}

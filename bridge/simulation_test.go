@@ -75,15 +75,18 @@ type world struct {
 
 	mu        sync.Mutex
 	badDay    float64 // chance that a request to the stream goes wrong
-	delayed   []func()
+	commits   sync.WaitGroup
 	lastIDs   []int64
-	truncated bool // the stream lost something by itself
+	truncated bool            // the stream lost something by itself
+	seen      int             // how much of what the stream ever stored is in stored
+	stored    map[string]bool // "queue id"
 	odd       int
 }
 
 // newWorld is a Zulip, an empty stream and no instance of the bridge yet. It must be made and closed in a synctest bubble.
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed}, options: poller.DefaultOptions()}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed}, options: poller.DefaultOptions(),
+		stored: map[string]bool{}}
 	if *oneSeed != 0 {
 		w.log = zerolog.New(zerolog.ConsoleWriter{Out: t.Output(), NoColor: true, TimeFormat: "15:04:05.000"}).With().Timestamp().Logger()
 		zerolog.TimeFieldFormat = time.RFC3339Nano
@@ -104,6 +107,7 @@ func (w *world) instance() *instance {
 
 // close kills what runs.
 func (w *world) close() {
+	w.commits.Wait()
 	for _, i := range w.instances {
 		i.kill()
 	}
@@ -131,7 +135,9 @@ func simulate(t *testing.T, seed uint64) {
 		w.pause()
 	}
 	w.heal()
-	w.check()
+	if w.check(); t.Failed() {
+		w.dump()
+	}
 }
 
 // pause lets time pass: mostly moments, sometimes minutes.
@@ -218,13 +224,9 @@ func (w *world) traffic() {
 	case 0: // ids follow insertion, events follow commit
 		id, commit := w.zulip.SendDelayed(m)
 		w.lastIDs = append(w.lastIDs, id)
-		w.delayed = append(w.delayed, commit)
-	case 1:
-		for len(w.delayed) > 0 {
-			w.delayed[0]()
-			w.delayed = w.delayed[1:]
-		}
-	case 2:
+		late := time.Duration(w.rng.IntN(3000)) * time.Millisecond
+		w.commits.Go(func() { time.Sleep(late); commit() })
+	case 1, 2:
 		if len(w.lastIDs) > 0 {
 			w.zulip.React(w.lastIDs[w.rng.IntN(len(w.lastIDs))], "ada@example.com", "tada")
 		}
@@ -323,10 +325,6 @@ func (w *world) heal() {
 	w.setBadDay(0)
 	w.jet.Up()
 	w.zulip.ClearFaults()
-	for _, commit := range w.delayed {
-		commit()
-	}
-	w.delayed = nil
 	for _, i := range w.instances {
 		i.gate.open()
 		i.start()
@@ -357,12 +355,26 @@ type key struct {
 
 // checkAck is called for each event that Zulip is about to forget: it must have been stored.
 func (w *world) checkAck(queue string, id int64, raw []byte) {
-	for _, m := range w.jet.Ever() {
-		if first(m, bridge.HeaderQueueID) == queue && (first(m, bridge.HeaderEventID) == strconv.FormatInt(id, 10) || rejectedEvent(m) == string(raw)) {
-			return
-		}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.jet.Ever(w.seen) {
+		w.seen++
+		w.stored[first(m, bridge.HeaderQueueID)+" "+first(m, bridge.HeaderEventID)] = true
+		w.stored[first(m, bridge.HeaderQueueID)+" "+rejectedEvent(m)] = true
+	}
+	if w.stored[queue+" "+strconv.FormatInt(id, 10)] || w.stored[queue+" "+string(raw)] {
+		return
 	}
 	w.t.Errorf("event %d of queue %s was acknowledged and is not stored: %s", id, queue, raw)
+}
+
+// dump logs what the stream holds, for the replay of a seed that failed.
+func (w *world) dump() {
+	for _, m := range w.jet.Messages() {
+		w.log.Info().Uint64("seq", m.Seq).Time("at", m.Time).Str("subject", m.Subject).Str("writer", first(m, bridge.HeaderWriter)).
+			Str("queue", first(m, bridge.HeaderQueueID)).Str("event", first(m, bridge.HeaderEventID)).Str("position", first(m, bridge.HeaderPosition)).
+			Str("message", first(m, bridge.HeaderMessageID)).Str("record", first(m, bridge.HeaderRecord)).Msg("held")
+	}
 }
 
 // rejectedEvent is the event that a bridge.rejected record holds.
@@ -457,7 +469,7 @@ func (w *world) check() {
 	}
 	// Messages are the one thing that a gap may not cost: those sent after the first queue was recorded are all there.
 	began := time.Time{}
-	for _, m := range w.jet.Ever() {
+	for _, m := range w.jet.Ever(0) {
 		if first(m, bridge.HeaderRecord) == "queue" {
 			began = m.Time
 			break

@@ -61,7 +61,7 @@ func (b *Bridge) append(ctx context.Context, entries []entry, in phase) error {
 		}
 		cursor, err := b.stream.Append(ctx, b.cursor, msgs)
 		if err == nil {
-			b.moved(cursor, entries[len(entries)-1].after)
+			b.moved(cursor, entries[len(entries)-1].after, cursor.Seq)
 			b.outage.over(b.log)
 			return nil
 		}
@@ -89,10 +89,10 @@ func (b *Bridge) append(ctx context.Context, entries []entry, in phase) error {
 	return nil
 }
 
-// moved takes note of an acknowledged write.
-func (b *Bridge) moved(cursor stream.Cursor, at poller.Position) {
+// moved takes note of a write that stands, at that sequence.
+func (b *Bridge) moved(cursor stream.Cursor, at poller.Position, seq uint64) {
 	b.cursor = cursor
-	b.known, b.knownSeq = at, cursor.Seq
+	b.known, b.knownSeq = at, seq
 }
 
 // settle reads the stream and says how many of the entries are there already, whoever put them there. errMoved: it is not where we thought.
@@ -106,14 +106,13 @@ func (b *Bridge) settle(ctx context.Context, entries []entry, in phase) (stored 
 	}
 	for i := len(entries) - 1; i >= 0 && p.last != nil; i-- {
 		if sameEvent(&entries[i].msg, p.last) {
-			b.moved(p.cursor, entries[i].after)
+			b.moved(p.cursor, entries[i].after, p.last.Seq)
 			return i + 1, nil
 		}
 	}
 	if p.at != b.known || p.phase != in || p.last != nil && p.last.Seq > b.knownSeq {
 		return 0, errMoved // even at the same position: another instance's record may say what the stream holds now
 	}
-	b.knownSeq = p.cursor.Seq // foreign messages may have come on top
 	return 0, nil
 }
 

@@ -33,6 +33,7 @@ type Stream struct {
 	created time.Time
 	gone    bool
 	epoch   uint64
+	age     int // how often it began anew: what was on its way to the stream before does not reach the new one
 	down    bool
 	stale   *snapshot // what a deposed leader still answers
 	ever    []stream.Stored
@@ -214,6 +215,7 @@ func (c *Client) Append(ctx context.Context, after stream.Cursor, msgs []stream.
 		copies[i] = stream.Message{Subject: m.Subject, Headers: slices.Clone(m.Headers), Data: slices.Clone(m.Data)}
 	}
 	if fault.Late > 0 {
+		age := s.age
 		s.mu.Unlock()
 		done := make(chan struct{})
 		var cur stream.Cursor
@@ -222,6 +224,10 @@ func (c *Client) Append(ctx context.Context, after stream.Cursor, msgs []stream.
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			defer close(done)
+			if s.age != age {
+				err = fail(stream.Unclear, "the stream is another one")
+				return
+			}
 			cur, err = s.store(after, copies)
 		})
 		if !fault.Deaf && fault.Late < Patience {
@@ -339,9 +345,11 @@ func (s *Stream) Depose() {
 	s.with(func() { s.stale = &snapshot{slices.Clone(s.msgs), s.lastSeq} })
 }
 
-// Restore takes the newest n messages away and their sequences with them, as a backup or a power failure does.
+// Restore takes the newest n messages away and their sequences with them, as a backup or a power failure does. Writes on their way die, as
+// they do with the server.
 func (s *Stream) Restore(n int) {
 	s.with(func() {
+		s.age++
 		n = min(n, len(s.msgs))
 		s.msgs = s.msgs[: len(s.msgs)-n : len(s.msgs)-n]
 		s.lastSeq = 0
@@ -360,7 +368,7 @@ func (s *Stream) Remove(n int) {
 }
 
 // Delete deletes the stream.
-func (s *Stream) Delete() { s.with(func() { s.gone, s.msgs, s.lastSeq = true, nil, 0 }) }
+func (s *Stream) Delete() { s.with(func() { s.gone, s.msgs, s.lastSeq, s.age = true, nil, 0, s.age+1 }) }
 
 // Messages is what the stream holds.
 func (s *Stream) Messages() (msgs []stream.Stored) {
@@ -368,9 +376,9 @@ func (s *Stream) Messages() (msgs []stream.Stored) {
 	return msgs
 }
 
-// Ever is everything that it ever stored, what it lost again included.
-func (s *Stream) Ever() (msgs []stream.Stored) {
-	s.with(func() { msgs = slices.Clone(s.ever) })
+// Ever is everything that it ever stored, what it lost again included, but for the first n.
+func (s *Stream) Ever(n int) (msgs []stream.Stored) {
+	s.with(func() { msgs = s.ever[n:len(s.ever):len(s.ever)] })
 	return msgs
 }
 
