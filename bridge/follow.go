@@ -16,6 +16,9 @@ import (
 // recordAge is how often the queue's record is written again, so that it never ages out of the stream.
 const recordAge = 24 * time.Hour
 
+// lookEvery is how often the newest message is looked at while all goes well.
+const lookEvery = time.Minute
+
 // follow polls the queue and stores what comes, until the stream has to be read again or ctx ends.
 func (b *Bridge) follow(ctx context.Context, p place) error {
 	r, err := b.recall(ctx, p)
@@ -50,13 +53,25 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 		b.retireOld(ctx)
 		b.log.Info().Str("queue", p.at.Queue).Int64("event_id", p.at.Last).Msg("resuming the queue behind the last event stored")
 	}
+	keepEvery, err := b.recordAge(ctx)
+	if err != nil {
+		return err
+	}
+	looked := time.Now()
 	for first := true; ; first = false {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if b.keptAt.IsZero() || time.Since(b.keptAt) > b.recordAge(ctx) {
+		if b.keptAt.IsZero() || time.Since(b.keptAt) > keepEvery {
 			if err := b.keep(ctx, p, first); err != nil {
 				return err
+			}
+		}
+		if time.Since(looked) > lookEvery {
+			// A purge, or a newest message that somebody deleted, does not disturb our writes: only a look shows it.
+			looked = time.Now()
+			if m, err := b.stream.At(ctx, b.knownSeq); err == nil && m == nil {
+				return errMoved
 			}
 		}
 		if b.poller.ClockOverdue() {
@@ -176,11 +191,18 @@ func (b *Bridge) patiently(ctx context.Context, f func() error) error {
 }
 
 // recordAge is how long the queue's record may stand before it is written again: a day, or a quarter of what the stream keeps.
-func (b *Bridge) recordAge(ctx context.Context) time.Duration {
-	if info, err := b.stream.Info(ctx); err == nil && info.MaxAge > 0 {
-		return min(recordAge, info.MaxAge/4)
+func (b *Bridge) recordAge(ctx context.Context) (time.Duration, error) {
+	info, err := b.info(ctx)
+	if err != nil || info.MaxAge == 0 {
+		return recordAge, err
 	}
-	return recordAge
+	return min(recordAge, info.MaxAge/4), nil
+}
+
+// info is Stream.Info with patience.
+func (b *Bridge) info(ctx context.Context) (info stream.Info, err error) {
+	err = b.patiently(ctx, func() (err error) { info, err = b.stream.Info(ctx); return err })
+	return info, err
 }
 
 // keep writes the record of the queue again. At the start it is the first write after the read, so that no poll leaves on a position that

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"zulip-nats/poller"
-	"zulip-nats/stream"
 	"zulip-nats/subjects"
 )
 
@@ -78,15 +77,15 @@ func (b *Bridge) openGap(ctx context.Context, p place, cause string, refused *po
 	}
 	b.losses++
 	b.log.Error().Str("cause", cause).Str("queue", p.at.Queue).Int64("last_event_id", p.at.Last).Int64("last_message_id", body.LastMessageID).
-		Str("subject", e.msg.Subject).Msg("a gap is open: a new queue is needed")
+		Str("subject", e.msg.Subject).Msg("a gap is open")
 	return nil
 }
 
 // begin handles a stream with no message of ours. The first start ever begins now, unless it was asked to go back; in a stream of our own
 // whose sequence is above 0 the past is gone, which is told as a gap.
 func (b *Bridge) begin(ctx context.Context, p place) error {
-	var info stream.Info
-	if err := b.patiently(ctx, func() (err error) { info, err = b.stream.Info(ctx); return err }); err != nil {
+	info, err := b.info(ctx)
+	if err != nil {
 		return err
 	}
 	if info.LastSeq > 0 && b.stream.Dedicated() {

@@ -52,8 +52,8 @@ func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpen
 	plan := &refillRange{UpTo: r.Newest, Cause: opened.Cause, Since: opened.LastStored,
 		Until: r.Time.Add(time.Duration(r.LifeSeconds * float64(time.Second) / 2))}
 	r.Refill, r.Held = plan, &heldRange{From: 1, UpToID: plan.UpTo.max()}
-	var info stream.Info
-	if err := b.patiently(ctx, func() (err error) { info, err = b.stream.Info(ctx); return err }); err != nil {
+	info, err := b.info(ctx)
+	if err != nil {
 		return err
 	}
 	ids, err := b.newestHeld(ctx, info, until)

@@ -60,7 +60,11 @@ func run(ctx context.Context, c *Config, log zerolog.Logger) error {
 		c.NATS, c.embedded = stream.ConnectConfig{URL: s.URL()}, true
 	}
 	p, err := wire(ctx, c, r, load, log)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+		log.Info().Msg("stopped before there was a connection")
+		return nil
+	case err != nil:
 		return err
 	}
 	defer p.close()

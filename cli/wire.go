@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -59,6 +60,11 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 		warning = zerolog.DebugLevel
 	}
 	var said []string // the warnings about the stream that are in the log already
+	replicas := 1     // of the stream, and so of the lease's bucket
+	path := r.Path
+	if c.embedded && (path == "" || path == stream.PathAuto) {
+		path = stream.PathAtomic // the embedded server syncs each write to the disk: one sync for a batch, not one for each message
+	}
 	b := bridge.Config{
 		Realm:   realm,
 		Site:    account.Site,
@@ -74,7 +80,7 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 				Filter:    realm.All(),
 				Name:      r.Stream,
 				QueueLife: cmp.Or(r.Queue.Life, poller.DefaultLife),
-				Path:      r.Path,
+				Path:      path,
 				Version:   version,
 			})
 			if err != nil {
@@ -89,6 +95,9 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 					log.WithLevel(warning).Str("stream", s.Name()).Msg(w)
 				}
 			}
+			if info, err := s.Info(ctx); err == nil {
+				replicas = info.Replicas
+			}
 			return s, nil
 		},
 		Writer:            writer,
@@ -98,10 +107,21 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 		Version:           version,
 		Log:               log,
 	}
+	alone := false // said that there is no lease to be had
 	if !c.NoLease {
 		b.Acquire = func(ctx context.Context) (bridge.Lease, error) {
-			l, err := lease.Acquire(ctx, lease.Config{Conn: nc, Realm: realm.String(), Writer: writer, TTL: c.LeaseTTL, Log: log})
-			if err != nil || l == nil {
+			l, err := lease.Acquire(ctx, lease.Config{Conn: nc, Realm: realm.String(), Writer: writer, TTL: c.LeaseTTL, Replicas: replicas, Log: log,
+				Standby: func(h lease.Holder) {
+					log.Info().Str("leader", h.Writer).Str("host", h.Host).Time("since", h.Since).Msg("standing by: another instance leads")
+				}})
+			if unsupported, ok := errors.AsType[*lease.UnsupportedError](err); ok {
+				if !alone {
+					alone = true
+					log.Warn().Err(unsupported).Msg("no lease can be had: working without one, which is safe; two instances would only end each other's polls")
+				}
+				return nil, nil
+			}
+			if err != nil {
 				return nil, err // and not a nil *lease.Lease, which would be no nil interface
 			}
 			return l, nil

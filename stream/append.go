@@ -137,7 +137,8 @@ type answer struct {
 //
 // Behind a cursor that was read, the first message goes alone, under the expectation that the newest message under the filter is the
 // one that was read. From its acknowledgement on, the rest goes by the path that the stream and the configuration offer. If the
-// connection drops, the wait for an acknowledgement ends at once, with Unclear.
+// connection drops, the wait for an acknowledgement ends at once, with Unclear. What does not fit (see [Stream.Fits]) is found before
+// anything is sent. msgs are not kept.
 func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Cursor, error) {
 	if len(msgs) == 0 {
 		return after, nil
@@ -278,10 +279,10 @@ func (f *flight) roundTrip() time.Duration {
 // and, on a dedicated stream, only if nothing is on its way into the stream either.
 //
 // The expectation on the filter alone does not see messages in flight: on a replicated stream the leader compares a filter with
-// wildcards with what it has applied, not with what it has proposed (nats-server, jetstream_batching.go, where the map of proposed messages
-// is asked for the filter as if it were a subject). So a message that was written without a filter, by another instance or by us
-// before an answer got lost, could be committed just before ours. The expectation on the stream's sequence does count proposals. On a shared
-// stream it says nothing, but there every write of ours names the filter, and two of those in flight refuse each other.
+// wildcards with what it has applied, not with what it has proposed (nats-server, jetstream_batching.go, where the map of proposed
+// messages is asked for the filter as if it were a subject). So a message that was written without a filter, by another instance or by
+// us before an answer got lost, could be committed just before ours. The expectation on the stream's sequence does count proposals.
+// On a shared stream it says nothing, but there every write of ours names the filter, and two of those in flight refuse each other.
 //
 // The stream's last sequence is that of the message read, unless messages at its end were deleted or have aged out. Only then is
 // it asked for: the answer cannot let anything in, for the expectation on the filter stands beside it.

@@ -323,3 +323,50 @@ func TestFirstWriteBehindAHole(t *testing.T) {
 		}
 	})
 }
+
+// The acknowledgement of the last message may come before the sender looks: hundreds of times, so that it does.
+func TestManyBatches(t *testing.T) {
+	for _, path := range []stream.Path{stream.PathFast, stream.PathAtomic} {
+		srv := natstest.Start(t)
+		s := open(t, connect(t, srv.URL), stream.Config{Path: path})
+		cursor := acked(t, s)
+		for i := range 150 {
+			n := 2 + i%60
+			next, err := s.Append(t.Context(), cursor, messages(int(cursor.Seq), n))
+			if err != nil {
+				t.Fatalf("%s: %d messages: %v", path, n, err)
+			}
+			if next.Seq != cursor.Seq+uint64(n) {
+				t.Fatalf("%s: %d messages behind %d end at %d", path, n, cursor.Seq, next.Seq)
+			}
+			cursor = next
+		}
+		if got := contents(t, s); !slices.Equal(got, ids(0, int(cursor.Seq))) {
+			t.Fatalf("%s: the stream holds %d messages in another order, or other ones", path, len(got))
+		}
+	}
+}
+
+// More than the window of unacknowledged messages, with large and small ones.
+func TestLongBatch(t *testing.T) {
+	srv := natstest.Start(t)
+	s := open(t, connect(t, srv.URL), stream.Config{Path: stream.PathFast})
+	msgs := messages(1, 6_000)
+	for i := range 12 {
+		msgs[i*500].Data = make([]byte, 300_000)
+	}
+	cursor, err := s.Append(t.Context(), stream.Cursor{}, msgs)
+	if err != nil || cursor.Seq != 6_000 {
+		t.Fatalf("%+v, %v", cursor, err)
+	}
+	big := make([]stream.Message, 30)
+	for i := range big {
+		big[i] = stream.Message{Subject: "zulip.acme.message", Data: make([]byte, 900_000)}
+	}
+	if _, err := s.Append(t.Context(), cursor, big); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(t, s)[:6_000]; !slices.Equal(got, ids(1, 6_000)) {
+		t.Fatal("the stream holds them in another order")
+	}
+}

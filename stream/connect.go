@@ -146,7 +146,7 @@ func credentialOptions(cfg ConnectConfig) ([]nats.Option, error) {
 		options = append(options, nats.RootCAs(cfg.CA))
 	}
 	if (cfg.Cert == "") != (cfg.Key == "") {
-		return nil, &ConfigError{Setting: "NATS client certificate", Reason: "a certificate needs its key and the key its certificate; give both"}
+		return nil, &ConfigError{Setting: "NATS client certificate", Reason: "it needs its key, and the key needs it; give both"}
 	}
 	if cfg.Cert != "" {
 		if _, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key); err != nil {
@@ -322,7 +322,10 @@ func (j *journal) complained(nc *nats.Conn, sub *nats.Subscription, err error) {
 		return
 	}
 	if !nc.IsConnected() {
-		j.failed(nc, err)
+		// What is no news about connecting is about the connection that was lost, and that has been told.
+		if state, _ := diagnose(err); state != "failing" {
+			j.failed(nc, err)
+		}
 		return
 	}
 	event := j.log.Warn().Str("reason", err.Error())

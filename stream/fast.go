@@ -39,6 +39,9 @@ func (f *flight) fast(at Cursor, msgs []Message) (Cursor, error) {
 		if err := b.send(n); err != nil {
 			return at, err
 		}
+		if n == len(msgs)-1 {
+			break
+		}
 		if n == 0 || b.sent-b.acked > b.window {
 			// Wait for the first answer, or for room in the window.
 			f.startTimer()

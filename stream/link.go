@@ -157,7 +157,8 @@ func forbidden(what string, v violation) *Error {
 	if v.action == "subscribe" {
 		allow = "subscribe to"
 	}
-	return errorf(Forbidden, "%s: this NATS user may not %s %q; add it to the user's permissions (%s allow)", what, allow, v.subject, v.action)
+	return errorf(Forbidden, "%s: this NATS user may not %s %q; add it to the user's permissions (%s allow)", what, allow, v.subject,
+		v.action)
 }
 
 // isReply is true for subjects on which answers come back to this connection.
@@ -225,7 +226,9 @@ type apiReply struct {
 func (r *apiReply) failure() *apiError { return r.Error }
 
 // ask is a request to JetStream's API; its JSON answer goes to out, which embeds apiReply. An error in the answer becomes an *Error.
-func (l *link) ask(ctx context.Context, what, subject string, question any, limit time.Duration, out interface{ failure() *apiError }) error {
+func (l *link) ask(
+	ctx context.Context, what, subject string, question any, limit time.Duration, out interface{ failure() *apiError },
+) error {
 	var data []byte
 	if question != nil {
 		var err error
@@ -244,4 +247,19 @@ func (l *link) ask(ctx context.Context, what, subject string, question any, limi
 		return newAPIError(what, e)
 	}
 	return nil
+}
+
+// Ask sends one message and waits for its answer, within limit, on a connection that need not belong to a stream. The wait ends early
+// when the connection drops or the server says that a permission is missing; what says who asks, in the errors. An answer of JetStream
+// that is an error comes back as an [*Error] too. It is for what stands beside the stream: the lease.
+func Ask(ctx context.Context, nc *nats.Conn, what string, msg *nats.Msg, limit time.Duration) (*nats.Msg, error) {
+	answer, err := linkOf(nc).requestMsg(ctx, what, msg, limit)
+	if err != nil {
+		return nil, err
+	}
+	var reply apiReply
+	if json.Unmarshal(answer.Data, &reply) == nil && reply.Error != nil {
+		return nil, newAPIError(what, reply.Error)
+	}
+	return answer, nil
 }

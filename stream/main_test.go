@@ -11,7 +11,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
@@ -37,7 +36,7 @@ func connectTo(t testing.TB, cfg stream.ConnectConfig) *nats.Conn {
 
 func connect(t testing.TB, url string) *nats.Conn {
 	t.Helper()
-	return connectTo(t, stream.ConnectConfig{URL: url, Name: t.Name(), Log: zerolog.New(zerolog.NewTestWriter(t))})
+	return connectTo(t, stream.ConnectConfig{URL: url, Name: t.Name(), Log: natstest.Log(t)})
 }
 
 // open opens the realm's stream, waiting until NATS is ready for it.

@@ -121,7 +121,8 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 		limit = min(limit, size)
 	}
 	if limit < int64(len(name))+metaRoom {
-		return errorf(TooLarge, "%s: the store's messages may have %d bytes only (max_msg_size, max_payload), too few for an object", what, limit)
+		return errorf(TooLarge, "%s: the store's messages may have %d bytes only (max_msg_size, max_payload), too few for an object",
+			what, limit)
 	}
 	chunk := int(min(limit, chunkSize))
 	info.Chunks = uint32((len(data) + chunk - 1) / chunk)
@@ -138,7 +139,8 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 		return errorf(TooLarge, "%s: it needs %d bytes, more than the %d that the store may ever hold (max_bytes)", what, needed, most)
 	}
 	if most := store.Config.MaxMsgs; most > 0 && int64(info.Chunks)+1 > most {
-		return errorf(TooLarge, "%s: it needs %d messages, more than the %d that the store may ever hold (max_msgs)", what, info.Chunks+1, most)
+		return errorf(TooLarge, "%s: it needs %d messages, more than the %d that the store may ever hold (max_msgs)", what,
+			info.Chunks+1, most)
 	}
 	old, err := s.get(ctx, stream, getRequest{LastFor: metaSubject})
 	if err != nil {

@@ -107,6 +107,8 @@ type Info struct {
 	FirstTime time.Time
 	// MaxAge is how long the stream keeps a message; 0 is for ever.
 	MaxAge time.Duration
+	// Replicas is on how many servers it is kept.
+	Replicas int
 	// Created tells a stream from another of the same name that was made after it was deleted.
 	Created time.Time
 	// Leader is the server that leads the stream; empty on a single server.
@@ -135,7 +137,8 @@ type streamInfo struct {
 func (i *streamInfo) info() Info {
 	info := Info{
 		FirstSeq: i.State.FirstSeq, LastSeq: i.State.LastSeq, Messages: i.State.Messages, Bytes: i.State.Bytes, MaxAge: i.Config.MaxAge,
-		Created: i.Created,
+		Replicas: i.Config.Replicas,
+		Created:  i.Created,
 	}
 	if i.State.Messages > 0 {
 		info.FirstTime = i.State.FirstTime

@@ -148,7 +148,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 		{"allow_msg_counter", with("allow_msg_counter", true)},
 		{"subjects", with("subjects", []string{"zulip.acme.*"})},
 		{"subjects", with("subjects", []string{"zulip.acme.message", "zulip.acme.reaction"})},
-		{"no_ack, retention", map[string]any{"subjects": []string{"zulip.acme.>"}, "storage": "file", "num_replicas": 1, "no_ack": true, "retention": "interest"}},
+		{"no_ack, retention", map[string]any{"subjects": []string{"zulip.acme.>"}, "storage": "file", "num_replicas": 1, "no_ack": true,
+			"retention": "interest"}},
 	} {
 		t.Run(test.setting, func(t *testing.T) {
 			createRaw(t, srv, "BAD", test.config)
@@ -172,7 +173,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 		createRaw(t, srv, "BAD", base)
 		defer js.DeleteStream(t.Context(), "BAD")
 		s := open(t, nc, stream.Config{Name: "BAD"})
-		if _, err := js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "BAD", Subjects: []string{"zulip.acme.>"}, Sealed: true}); err != nil {
+		sealed := jetstream.StreamConfig{Name: "BAD", Subjects: []string{"zulip.acme.>"}, Sealed: true}
+		if _, err := js.UpdateStream(t.Context(), sealed); err != nil {
 			t.Fatal(err)
 		}
 		_, err := s.Append(t.Context(), stream.Cursor{}, messages(1, 1))
@@ -191,12 +193,15 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 // Two streams share the realm's subjects: neither can be the one.
 func TestTwoStreamsCaptureParts(t *testing.T) {
 	srv := natstest.Start(t)
-	createRaw(t, srv, "ONE", map[string]any{"subjects": []string{"zulip.acme.message"}, "retention": "limits", "storage": "file", "num_replicas": 1})
+	plain := func(subject string) map[string]any {
+		return map[string]any{"subjects": []string{subject}, "retention": "limits", "storage": "file", "num_replicas": 1}
+	}
+	createRaw(t, srv, "ONE", plain("zulip.acme.message"))
 	_, err := tryOpen(t, connect(t, srv.URL), stream.Config{})
 	if c, ok := errors.AsType[*stream.ConfigError](err); !ok || c.Stream != "ONE" || c.Setting != "subjects" {
 		t.Errorf("with one stream for a part: %v", err)
 	}
-	createRaw(t, srv, "TWO", map[string]any{"subjects": []string{"zulip.*.reaction"}, "retention": "limits", "storage": "file", "num_replicas": 1})
+	createRaw(t, srv, "TWO", plain("zulip.*.reaction"))
 	_, err = tryOpen(t, connect(t, srv.URL), stream.Config{})
 	if _, ok := errors.AsType[*stream.ConfigError](err); !ok || !strings.Contains(err.Error(), "ONE") || !strings.Contains(err.Error(), "TWO") {
 		t.Errorf("with two streams for parts: %v", err)
@@ -335,7 +340,8 @@ func TestNewStreamThatCannotBe(t *testing.T) {
 		{stream.NewStream{MaxBytes: 1 << 40}, "max_bytes"},
 	} {
 		_, err := tryOpen(t, nc, stream.Config{New: test.new})
-		if c, ok := errors.AsType[*stream.ConfigError](err); !ok || c.Setting != test.setting || !strings.Contains(err.Error(), "nats errors lookup") {
+		c, ok := errors.AsType[*stream.ConfigError](err)
+		if !ok || c.Setting != test.setting || !strings.Contains(err.Error(), "nats errors lookup") {
 			t.Errorf("%+v: %v", test.new, err)
 		}
 	}

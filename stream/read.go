@@ -93,12 +93,13 @@ type Start struct {
 	Time time.Time
 }
 
-// errHandler carries an error of Scan's f out, to be told from our own.
-type errHandler struct{ error }
+// callerError carries an error of Scan's f through, to be told from our own.
+type callerError struct{ error }
 
 // Scan calls f with each message on subject (wildcards allowed) from a start on, in stream order, up to and including sequence `until`,
 // headers only (Data is nil) if headersOnly. It reads by a short-lived consumer, or message by message (next_by_subj) where the
-// account may not create one, or none can be made now. An error of f ends it and is returned as it is. After an error of its own, f has seen a beginning.
+// account may not create one, or none can be made now. An error of f ends it and is returned as it is. After an error of its own, f has
+// seen a beginning.
 //
 // A consumer may read a replica that lags behind, so the last word is always the leader's.
 func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uint64, headersOnly bool, f func(*Stored) error) error {
@@ -112,7 +113,7 @@ func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uin
 			m.Data = nil
 		}
 		if err := f(m); err != nil {
-			return errHandler{err}
+			return callerError{err}
 		}
 		return nil
 	}
@@ -135,7 +136,7 @@ func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uin
 		}
 		err = deliver(m)
 	}
-	if h, ok := errors.AsType[errHandler](err); ok {
+	if h, ok := errors.AsType[callerError](err); ok {
 		return h.error
 	}
 	return err
@@ -164,7 +165,9 @@ const (
 )
 
 // consume is the fast part of Scan: it delivers what one consumer sees.
-func (s *Stream) consume(ctx context.Context, subject string, from Start, until uint64, headersOnly bool, deliver func(*Stored) error) error {
+func (s *Stream) consume(
+	ctx context.Context, subject string, from Start, until uint64, headersOnly bool, deliver func(*Stored) error,
+) error {
 	nc, name := s.link.nc, nuid.Next()
 	what := fmt.Sprintf("stream %s: reading %s", s.name, subject)
 	config := consumerConfig{

@@ -179,7 +179,8 @@ func testScan(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
 	}
 	stop := errors.New("enough")
 	calls := 0
-	if err := s.Scan(t.Context(), filter, stream.Start{}, newest.Seq, true, func(*stream.Stored) error { calls++; return stop }); err != stop || calls != 1 {
+	err = s.Scan(t.Context(), filter, stream.Start{}, newest.Seq, true, func(*stream.Stored) error { calls++; return stop })
+	if err != stop || calls != 1 {
 		t.Errorf("a caller that had enough after %d calls gets %v", calls, err)
 	}
 	eventually(t, "the consumers to be gone", func() bool {

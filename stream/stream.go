@@ -3,8 +3,13 @@
 //
 // Every write is a compare-and-swap. [Cursor] says what the next write must follow: it comes from a read ([Stream.Last]) or from the
 // acknowledgement of an own write ([Stream.Append]), and from nowhere else. A cursor that was read is checked by the server with the first
-// message alone (Nats-Expected-Last-Subject-Sequence on the realm's wildcard), so that a stale read, from a leader that was deposed say,
-// can never pass; only then do cheaper expectations follow.
+// message alone: the newest message under the filter must still be the one that was read, and on a stream of our own nothing may be on its
+// way into it. So a stale read, from a leader that was deposed say, can never pass, and neither can a write beside another one that is
+// not committed yet. Only then do cheaper expectations follow (design, section 9.2).
+//
+// What belongs here: the connection ([Connect]), finding, making and verifying the stream ([Open]), the ways to write (append.go,
+// fast.go, atomic.go), reads from the leader (read.go), the object store for what is too large (object.go), and what each answer of NATS
+// means to a writer ([Error], [Kind]). Package natstest starts the real servers that the tests need.
 package stream
 
 import "time"

@@ -368,7 +368,9 @@ func (s *Stream) Remove(n int) {
 }
 
 // Delete deletes the stream.
-func (s *Stream) Delete() { s.with(func() { s.gone, s.msgs, s.lastSeq, s.age = true, nil, 0, s.age+1 }) }
+func (s *Stream) Delete() {
+	s.with(func() { s.gone, s.msgs, s.lastSeq, s.age = true, nil, 0, s.age+1 })
+}
 
 // Messages is what the stream holds.
 func (s *Stream) Messages() (msgs []stream.Stored) {

@@ -2,8 +2,8 @@ package natstest
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -27,6 +27,11 @@ func Main() {
 	if path == "" {
 		return
 	}
+	go func() {
+		// The pipe closes when the test binary that started us dies, however it dies.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
 	opts, err := server.ProcessConfigFile(path)
 	if err == nil {
 		var srv *server.Server
@@ -51,8 +56,8 @@ type Process struct {
 	t      testing.TB
 	dir    string
 	config string
-	port   int
 	cmd    *exec.Cmd
+	stdin  io.WriteCloser // open as long as the server may live
 }
 
 // StartProcess starts a server on a free port of 127.0.0.1 with an empty store, and kills it when the test ends. more is added to its
@@ -91,7 +96,7 @@ func StartProcesses(t testing.TB, n int, more string) []*Process {
 func newProcess(t testing.TB, name string, port int, more string) *Process {
 	t.Helper()
 	dir := t.TempDir()
-	p := &Process{URL: fmt.Sprintf("nats://127.0.0.1:%d", port), Name: name, t: t, dir: dir, port: port}
+	p := &Process{URL: fmt.Sprintf("nats://127.0.0.1:%d", port), Name: name, t: t, dir: dir}
 	p.config = filepath.Join(dir, "nats-server.conf")
 	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\nserver_name: %s\njetstream { store_dir: %q }\nlog_file: %q\n%s\n", port, name,
 		filepath.Join(dir, "store"), p.LogFile(), more)
@@ -115,10 +120,12 @@ func (p *Process) Start() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	var output bytes.Buffer
 	p.cmd = exec.Command(binary)
 	p.cmd.Env = append(os.Environ(), configVariable+"="+p.config)
-	p.cmd.Stderr = &output
+	p.cmd.Stderr = os.Stderr
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		p.t.Fatal(err)
+	}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}

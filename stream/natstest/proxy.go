@@ -48,7 +48,7 @@ const (
 	Lose
 	// Cut closes the connection instead.
 	Cut
-	// PassAndCut lets it through and then closes the connection without waiting for an answer.
+	// PassAndCut closes the connection and lets it through all the same: the answer finds nobody.
 	PassAndCut
 )
 
@@ -217,6 +217,8 @@ func (p *Proxy) upstream(client, server net.Conn) {
 			continue
 		case Cut:
 			return
+		case PassAndCut:
+			client.Close()
 		}
 		send(append([]byte(line), payload...))
 		if fate == PassAndCut {

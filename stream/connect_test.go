@@ -1,0 +1,311 @@
+package stream_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
+	"github.com/rs/zerolog"
+
+	"zulip-nats/stream"
+	"zulip-nats/stream/natstest"
+)
+
+// logbook collects a log.
+type logbook struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// count is in how many lines the words are.
+func (l *logbook) count(words string) int { return strings.Count(l.String(), words) }
+
+func (l *logbook) logger() zerolog.Logger { return zerolog.New(l) }
+
+func TestUnusableURLs(t *testing.T) {
+	for _, test := range []struct{ url, shown string }{
+		{"http://127.0.0.1:8080", "http://127.0.0.1:8080"},
+		{"nats://", "nats://"},
+		{"nats://:4222", "nats://:4222"},
+		{"not a url", "not a url"},
+		{"nats://127.0.0.1:port", "nats://127.0.0.1:port"},
+		{"nats://127.0.0.1:4222/path", "nats://127.0.0.1:4222/path"},
+		{"nats://127.0.0.1:4222,", `""`},
+		{"127.0.0.1:4222, ftp://x", "ftp://x"},
+		{"nats://user:hunter2@127.0.0.1:port", "nats://user:xxxxx@127.0.0.1:port"},
+		{"http://user:hunter2@127.0.0.1", "http://user:xxxxx@127.0.0.1"},
+		{"ftp://hunter2@127.0.0.1", "ftp://xxxxx@127.0.0.1"},
+		{"user:hunter2@[::1", "user:xxxxx@[::1"},
+		{"nats://user:hunt@er2@%zz", "nats://user:xxxxx@%zz"},
+		{"nats://127.0.0.1:1,ws://127.0.0.1:2", "ws://127.0.0.1:2"},
+	} {
+		_, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: test.url})
+		if _, ok := errors.AsType[*stream.ConfigError](err); !ok {
+			t.Errorf("%q: %v", test.url, err)
+			continue
+		}
+		if !strings.Contains(err.Error(), test.shown) || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "er2") {
+			t.Errorf("%q: the error is %q, which should show %q", test.url, err, test.shown)
+		}
+	}
+}
+
+func TestUnusableFiles(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	absent := filepath.Join(dir, "absent")
+	for _, test := range []struct {
+		cfg  stream.ConnectConfig
+		word string
+	}{
+		{stream.ConnectConfig{Creds: absent}, absent},
+		{stream.ConnectConfig{NKey: absent}, absent},
+		{stream.ConnectConfig{NKey: empty}, empty},
+		{stream.ConnectConfig{Creds: empty, NKey: empty}, "one of them"},
+		{stream.ConnectConfig{CA: absent}, absent},
+		{stream.ConnectConfig{CA: empty}, empty},
+		{stream.ConnectConfig{Cert: empty}, "give both"},
+		{stream.ConnectConfig{Key: empty}, "give both"},
+		{stream.ConnectConfig{Cert: empty, Key: absent}, absent},
+	} {
+		_, err := stream.Connect(t.Context(), test.cfg)
+		if _, ok := errors.AsType[*stream.ConfigError](err); !ok || !strings.Contains(err.Error(), test.word) {
+			t.Errorf("%+v: %v", test.cfg, err)
+		}
+	}
+}
+
+// A server that is not there is waited for, and one line says so, however long it takes.
+func TestServerNotUpYet(t *testing.T) {
+	srv := natstest.Start(t)
+	srv.Stop()
+	var log logbook
+	nc := connectTo(t, stream.ConnectConfig{URL: srv.URL, Log: log.logger()})
+	eventually(t, "a line about the absence", func() bool { return log.count("NATS is not there") == 1 })
+	if nc.IsConnected() {
+		t.Fatal("connected to nothing")
+	}
+	time.Sleep(1500 * time.Millisecond) // some more attempts
+	srv.Restart()
+	eventually(t, "the connection", nc.IsConnected)
+	eventually(t, "a line about it", func() bool { return log.count("connected to NATS") == 1 })
+	open(t, nc, stream.Config{})
+	srv.Stop()
+	eventually(t, "a line about the loss", func() bool { return log.count("connection to NATS lost") == 1 })
+	srv.Restart()
+	eventually(t, "a line about the return", func() bool { return log.count("connected to NATS") == 2 })
+	if n := log.count("NATS is not there"); n > 2 {
+		t.Errorf("the absence is told %d times:\n%s", n, log.String())
+	}
+	if !strings.Contains(log.String(), srv.URL) {
+		t.Errorf("the log does not say which server:\n%s", log.String())
+	}
+}
+
+// Something listens, but it is no nats-server: one that speaks first, one that hangs up, and one that is silent.
+func TestNotANATSServer(t *testing.T) {
+	for name, answer := range map[string]func(net.Conn){
+		"greets":   func(c net.Conn) { c.Write([]byte("220 mail.example.com ESMTP\r\n")); c.Close() },
+		"talks":    func(c net.Conn) { c.Write([]byte("INFO {not json\r\n")) },
+		"silent":   func(net.Conn) {},
+		"http-ish": func(c net.Conn) { c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")); c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var conns []net.Conn
+			var serving sync.WaitGroup
+			serving.Go(func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					conns = append(conns, c)
+					answer(c)
+				}
+			})
+			defer func() {
+				l.Close()
+				serving.Wait()
+				for _, c := range conns {
+					c.Close()
+				}
+			}()
+			var log logbook
+			nc := connectTo(t, stream.ConnectConfig{URL: l.Addr().String(), Log: log.logger()})
+			eventually(t, "the log to say what it is", func() bool { return log.count("no NATS server") == 1 })
+			nc.Close()
+		})
+	}
+}
+
+// A refused password is told once, calmly, without the password; when it is right again, all heals by itself.
+func TestPasswordRotated(t *testing.T) {
+	users := func(password string) func(*server.Options) {
+		return func(o *server.Options) { o.Users = []*server.User{{Username: "bridge", Password: password}} }
+	}
+	srv := natstest.Start(t, users("open sesame"))
+	var log logbook
+	nc := connectTo(t, stream.ConnectConfig{URL: srv.URL, User: "bridge", Password: "open sesame", Log: log.logger()})
+	s := open(t, nc, stream.Config{})
+	cursor := acked(t, s)
+	srv.Restart(users("changed"))
+	eventually(t, "a line about it", func() bool { return log.count("refuses our credentials") == 1 })
+	time.Sleep(1500 * time.Millisecond) // some more attempts
+	_, err := s.Append(t.Context(), cursor, messages(1, 1))
+	want(t, err, stream.Unavailable)
+	srv.Restart(users("open sesame"))
+	eventually(t, "the connection", nc.IsConnected)
+	if _, err := s.Append(t.Context(), last(t, s), messages(1, 1)); err != nil {
+		t.Error(err)
+	}
+	if n := log.count("refuses our credentials"); n != 1 {
+		t.Errorf("the refusal is told %d times:\n%s", n, log.String())
+	}
+
+	// The same from the start, with the password in the URL.
+	var fresh logbook
+	connectTo(t, stream.ConnectConfig{URL: strings.Replace(srv.URL, "nats://", "nats://bridge:wrong-one@", 1), Log: fresh.logger()})
+	eventually(t, "a line about it", func() bool { return fresh.count("refuses our credentials") == 1 })
+	for _, secret := range []string{"open sesame", "changed", "wrong-one"} {
+		if log.count(secret)+fresh.count(secret) > 0 {
+			t.Errorf("the log holds the password %q:\n%s%s", secret, log.String(), fresh.String())
+		}
+	}
+}
+
+func TestNKeyAndTLS(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := user.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := user.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, caKey := certificate(t, nil, nil)
+	cert, key := certificate(t, ca, caKey)
+	stranger, strangerKey := certificate(t, nil, nil)
+	caFile, certFile := write("ca.pem", pemOf("CERTIFICATE", ca.Raw)), write("cert.pem", pemOf("CERTIFICATE", cert.Raw))
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := write("key.pem", pemOf("EC PRIVATE KEY", der))
+	strangerFile := write("stranger.pem", pemOf("CERTIFICATE", stranger.Raw))
+	_ = strangerKey
+	seedFile := write("user.nk", seed)
+
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	srv := natstest.Start(t, func(o *server.Options) {
+		o.Nkeys = []*server.NkeyUser{{Nkey: public}}
+		o.TLS, o.TLSVerify, o.TLSTimeout = true, true, 10
+		o.TLSConfig = &tls.Config{
+			Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}},
+			ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: pool,
+		}
+	})
+	nc := connectTo(t, stream.ConnectConfig{URL: srv.URL, NKey: seedFile, CA: caFile, Cert: certFile, Key: keyFile})
+	s := open(t, nc, stream.Config{})
+	if _, err := s.Append(t.Context(), stream.Cursor{}, messages(1, 10)); err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []stream.ConnectConfig{
+		{URL: srv.URL, NKey: seedFile, CA: caFile},                                     // no certificate of ours
+		{URL: srv.URL, NKey: seedFile, CA: strangerFile, Cert: certFile, Key: keyFile}, // another authority
+	} {
+		var log logbook
+		cfg.Log = log.logger()
+		connectTo(t, cfg)
+		eventually(t, "a line about TLS", func() bool { return log.count("TLS with NATS fails") == 1 })
+	}
+}
+
+func pemOf(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// certificate makes a certificate for 127.0.0.1, signed by parent or, without one, an authority that signs itself.
+func certificate(t *testing.T, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "natstest"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
+		IsCA: parent == nil, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	if parent == nil {
+		parent, parentKey = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func TestConnectWithEndedContext(t *testing.T) {
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if nc, err := stream.Connect(ctx, stream.ConnectConfig{}); nc != nil || !errors.Is(err, cause) {
+		t.Errorf("got %v, %v", nc, err)
+	}
+}
