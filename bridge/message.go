@@ -45,18 +45,18 @@ const (
 const headerValueLimit = 128
 
 // headerValue makes text from outside fit for a header. nats.go turns CR and LF into blanks and trims what it reads, so anything but
-// printable ASCII is percent-encoded: what is read back must be what was sent.
+// printable ASCII, and the percent sign, is percent-encoded: what is read back must be what was sent.
 func headerValue(s string) string {
 	clean := len(s) <= headerValueLimit
 	for i := 0; clean && i < len(s); i++ {
-		clean = s[i] > ' ' && s[i] <= '~'
+		clean = s[i] > ' ' && s[i] <= '~' && s[i] != '%'
 	}
 	if clean {
 		return s
 	}
 	var b strings.Builder
 	for i := 0; i < len(s) && b.Len() < headerValueLimit; i++ {
-		if c := s[i]; c > ' ' && c <= '~' {
+		if c := s[i]; c > ' ' && c <= '~' && c != '%' {
 			b.WriteByte(c)
 		} else if b.Len()+3 <= headerValueLimit {
 			const hex = "0123456789ABCDEF"
