@@ -127,6 +127,11 @@ func simulate(t *testing.T, seed uint64) {
 	if rng.IntN(2) == 0 {
 		w.lease = &simLease{ttl: 4 * time.Second}
 	}
+	if rng.IntN(2) == 0 { // what comes while a queue is registered is counted in register's last_event_id, and in the queue all the same
+		w.zulip.DuringRegister = func(string) {
+			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "while registering"})
+		}
+	}
 	for range 1 + rng.IntN(2) {
 		w.instance()
 	}

@@ -2,6 +2,7 @@ package poller
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -87,8 +88,10 @@ const (
 	placeFirstElement // in the list, behind '['
 	placeElement      // behind ','
 	placeInElement
-	placeInBad // in an element that is no JSON
-	placeLost  // likewise, and its end cannot be found by its brackets
+	placeInBad     // in an element that is no JSON
+	placeLost      // likewise, and its end cannot be found by its brackets
+	placeHeld      // behind an element that is no event
+	placeHeldComma // ... and the comma behind that
 	placeElementNext
 	placeEnd // behind the outer object
 )
@@ -222,6 +225,8 @@ func (a *Answer) makeRoom() bool {
 		a.buf = into
 	case len(a.buf) == 0:
 		a.buf = make([]byte, min(firstWindow, max(a.limit, 8<<10)))
+	case a.place == placeLost && len(a.buf) >= maxWindow && a.refind(false):
+		// Events again.
 	case len(a.buf) < a.limit:
 		bigger := make([]byte, min(2*len(a.buf), a.limit))
 		copy(bigger, a.buf[:a.end])
@@ -234,7 +239,7 @@ func (a *Answer) makeRoom() bool {
 			if a.refind(false) {
 				return true
 			}
-			a.place = placeInBad
+			a.place = placeInBad // to be taken as one, whatever its brackets say
 		}
 		a.cut = startCutting(a)
 	}
@@ -242,7 +247,7 @@ func (a *Answer) makeRoom() bool {
 }
 
 func (a *Answer) inElement() bool {
-	return a.place == placeInElement || a.place == placeInBad || a.place == placeLost
+	return a.place >= placeInElement && a.place <= placeHeldComma
 }
 
 // parse takes what is in the window, until it is used up, the batch is full, or the answer has ended one way or the other.
@@ -270,17 +275,20 @@ func (a *Answer) parse() {
 				a.bad = lenient{fault: fmt.Sprintf("no JSON: %v at byte %d", err, a.size())}
 				a.bad.take(&a.scan)
 				a.place = placeInBad
-			case a.scan.state == scanDone:
+			case a.scan.state != scanDone:
+			case a.scan.isObject && a.scan.idState == idGood && a.scan.hasType:
 				a.place = placeElementNext
 				a.element("")
+			default:
+				a.bad = lenient{}
+				a.place = placeHeld
 			}
 		case placeInBad:
 			n, end := a.bad.scan(&a.scan, a.buf[a.pos:a.end], a.cut != nil)
 			a.pos += n
 			switch end {
 			case endFound:
-				a.place = placeElementNext
-				a.element(a.bad.fault)
+				a.place = placeHeld
 			case endLost:
 				a.place = placeLost
 			}
@@ -325,6 +333,23 @@ func (a *Answer) punctuation(c byte) {
 		a.scan.reset()
 		a.scan.rootText = true
 		a.place = placeInValue
+	case a.place == placeHeld && (c == ']' || c == ',' && a.cut != nil):
+		a.pos--
+		a.place = placeElementNext
+		a.element(a.bad.fault)
+	case a.place == placeHeld && c == ',':
+		a.place = placeHeldComma
+	case a.place == placeHeld:
+		a.pos--
+		a.bad = lenient{fault: fmt.Sprintf("no JSON: %q behind a value", c)}
+		a.place = placeInBad
+	case a.place == placeHeldComma && c != '"':
+		a.pos = a.first + bytes.LastIndexByte(a.buf[a.first:a.pos-1], ',')
+		a.place = placeElementNext
+		a.element(a.bad.fault)
+	case a.place == placeHeldComma:
+		// A bracket or quote too many may have made one element of several, up to the end of the list and the next key.
+		a.place = placeLost
 	case (a.place == placeFirstElement || a.place == placeElementNext) && c == ']':
 		a.place = placeNext
 	case a.place == placeElementNext && c == ',':
@@ -406,14 +431,15 @@ func (a *Answer) complete() {
 // finish is called when no more bytes will come and the outer object has not ended.
 func (a *Answer) finish() {
 	switch {
-	case (a.place == placeLost || a.place == placeInBad) && (a.refind(true) || a.eof == io.EOF && a.refindEnd()):
+	case a.eof != io.EOF:
+		// What is broken and cut besides is best asked for again.
+		a.err = a.broken(a.eof.Error())
+	case a.inElement() && a.place != placeInElement && (a.refind(true) || a.refindEnd()):
 		// There is more to parse.
-	case (a.place == placeLost || a.place == placeInBad) && a.eof == io.EOF:
+	case a.inElement() && a.place != placeInElement:
 		a.element(a.bad.fault)
 		a.place = placeElementNext
 		a.err = a.broken("what follows an event that is no JSON cannot be told apart")
-	case a.eof != io.EOF:
-		a.err = a.broken(a.eof.Error())
 	case a.place == placeStart:
 		a.err = a.broken("it is empty")
 	default:
@@ -437,17 +463,14 @@ func (a *Answer) size() int64 {
 func (a *Answer) element(fault string) {
 	a.count++
 	e := Event{Raw: a.buf[a.first:a.pos:a.pos], Fault: fault}
-	e.Size = int64(len(e.Raw))
 	if a.cut != nil {
 		e.Size = a.size()
 		e.SHA256 = a.cut.sum(a)
 		e.Raw = a.buf[:a.cut.kept:a.cut.kept]
 		a.cut = nil
 	} else {
-		if fault != "" {
-			e.Raw = bytes.TrimRight(e.Raw, " \t\r\n")
-			e.Size = int64(len(e.Raw))
-		}
+		e.Raw = bytes.TrimRight(e.Raw, " \t\r\n") // in front of a comma that was waited for
+		e.Size = int64(len(e.Raw))
 		if len(e.Raw) > a.limit { // but the window was larger still
 			e.SHA256 = sha256.Sum256(e.Raw)
 			e.Raw = e.Raw[:a.kept()]
@@ -525,7 +548,7 @@ func (a *Answer) refind(all bool) bool {
 			continue
 		}
 		a.pos = a.first + i - 1
-		a.element(a.bad.fault)
+		a.element(cmp.Or(a.bad.fault, noEnd))
 		a.pos = a.first + i
 		a.place = placeElement
 		return true
@@ -550,12 +573,15 @@ func (a *Answer) refindEnd() bool {
 			continue
 		}
 		a.pos = a.first + i
-		a.element(a.bad.fault)
+		a.element(cmp.Or(a.bad.fault, noEnd))
 		a.place = placeElementNext
 		return true
 	}
 	return false
 }
+
+// noEnd is the fault of an element that is JSON by itself, but swallows what stands behind it.
+const noEnd = "no JSON: it does not end where it should"
 
 // lenient finds the end of an element that is no JSON by its quotes and brackets.
 type lenient struct {

@@ -60,7 +60,6 @@ func (p *Poller) Messages(ctx context.Context, q HistoryQuery) (*HistoryPage, er
 	}
 	query := q.parameters(p.Options)
 	page := new(HistoryPage)
-	var failed error // Each's
 	var shape liveShape
 	each := func(raw []byte, s *scanner, fault string) error {
 		m := Message{Raw: raw, Fault: fault}
@@ -77,10 +76,7 @@ func (p *Poller) Messages(ctx context.Context, q HistoryQuery) (*HistoryPage, er
 			page.Last = m.ID
 			page.Count++
 		}
-		if failed = q.Each(&m); failed != nil {
-			return failed
-		}
-		return nil
+		return q.Each(&m)
 	}
 	err := p.retry(ctx, &p.rest, func() error {
 		a, err := p.Client.open(ctx, "messages", query, answerTimeout)
@@ -129,8 +125,7 @@ func (q *HistoryQuery) parameters(o Options) url.Values {
 	}
 	var narrow []term
 	if q.PublicChannels {
-		// "streams" is the word of old; every server that has queues with a long life knows it, and the newest still do.
-		narrow = append(narrow, term{"streams", "public"})
+		narrow = append(narrow, term{"channels", "public"}) // level 250 on; "streams" before
 	}
 	for _, n := range q.Narrow {
 		narrow = append(narrow, term{n[0], n[1]})

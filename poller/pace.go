@@ -20,7 +20,6 @@ type pace struct {
 	rules []rule
 	sent  []time.Time // times of the last polls, a ring
 	next  int         // where the next goes in it
-	since time.Time   // the first poll ever
 	heard bool        // an answer has been here
 	left  int         // what the last answer said to remain of its rule, -1 if nothing
 	paced time.Time   // a hurried pace is given up until then
@@ -92,9 +91,6 @@ func (p *pace) delay(now, answered time.Time, hurry bool, life time.Duration) ti
 // poll notes a poll sent at now.
 func (p *pace) poll(now time.Time) {
 	p.start()
-	if p.since.IsZero() {
-		p.since = now
-	}
 	if len(p.sent) < pollsKept {
 		p.sent = append(p.sent, now)
 	} else {
@@ -152,7 +148,7 @@ func (p *pace) answered(at time.Time, h rate) {
 	}
 }
 
-// limited notes a 429, met at now.
+// limited notes a 429, met at now. Its own Remaining and Reset say nothing of use: 0, and the wait that Retry-After tells as well.
 func (p *pace) limited(now time.Time, h rate) {
 	p.start()
 	left := p.left
@@ -161,29 +157,25 @@ func (p *pace) limited(now time.Time, h rate) {
 		return // nothing of Zulip's: a proxy's own limit, say
 	}
 	longest := p.rule(h.limit)
-	if h.reset <= 0 || left <= 0 || longest != nil && about(h.reset, longest.window) {
+	if left <= 0 {
 		if longest != nil {
 			longest.full = later(longest.full, now.Add(longest.window))
 		}
 		return
 	}
-	// There was something left of the longest rule, so a shorter one was hit. Its bucket is full, hence Reset gives its window; its
-	// count is what we sent in it, less a little.
+	// There was something left of the longest rule, so a shorter one was hit. What its window is nothing tells; the shipped one is as
+	// good as any, since its count is what we sent in that window, less a little. Met again, it is made smaller again.
 	var r *rule
 	for i := range p.rules {
-		if about(h.reset, p.rules[i].window) {
-			r = &p.rules[i]
+		if s := &p.rules[i]; s != longest && (longest == nil || s.window <= longest.window) && (r == nil || s.window < r.window) {
+			r = s
 		}
 	}
-	count := max(fewestPolls, 0.9*float64(p.polls(now, h.reset)))
-	switch {
-	case r == nil:
-		p.rules = append(p.rules, rule{count: count, window: h.reset})
+	if r == nil {
+		p.rules = append(p.rules, rule{count: shippedCount, window: shippedWindow})
 		r = &p.rules[len(p.rules)-1]
-	case now.Sub(p.since) >= h.reset && count < r.count:
-		// A rule thought to be known, met though it was kept, by polls that were all ours.
-		r.count = count
 	}
+	r.count = min(r.count, max(fewestPolls, 0.9*float64(p.polls(now, r.window))))
 	r.full = now.Add(r.window)
 }
 

@@ -84,6 +84,7 @@ type Poller struct {
 	answered     time.Time // when an answer last ended
 	accepted     bool      // the key was accepted at least once
 	refused      bool      // ... and has been refused since
+	warned       bool      // of an insecure account
 
 	mu    sync.Mutex // guards what the methods for any goroutine read
 	queue Queue
@@ -132,7 +133,8 @@ func (p *Poller) Next(ctx context.Context, at Position) (*Batch, error) {
 // The same errors as Next, and the same patience with everything that may heal. What the answer brings is not lost: a Next from the
 // same position goes on with it.
 func (p *Poller) Probe(ctx context.Context, at Position) error {
-	p.Close()
+	p.probed = nil
+	p.drop()
 	b, err := p.poll(ctx, at, true)
 	if err != nil {
 		return err
@@ -355,6 +357,10 @@ func (p *Poller) retry(ctx context.Context, l *line, request func() error) error
 			}
 		}
 		err := request()
+		if a := p.Client.account; a != nil && a.Insecure && !p.warned {
+			p.warned = true
+			p.Log.Warn().Msgf("certificates are not checked (insecure): whoever is between us and %s can read everything, the key included", a.Site)
+		}
 		if err == nil {
 			p.accepted, p.refused = true, false
 			if l == &p.rest {

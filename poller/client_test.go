@@ -1,0 +1,238 @@
+package poller
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// certificate makes a self-signed client certificate; the two PEM texts are its own and its key's.
+func certificate(t *testing.T, name string) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &priv.PublicKey, priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+}
+
+func TestTransport(t *testing.T) {
+	var who string
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who = ""
+		if len(r.TLS.PeerCertificates) > 0 {
+			who = r.TLS.PeerCertificates[0].Subject.CommonName
+		}
+		if r.Proto != "HTTP/1.1" {
+			t.Errorf("spoke %s", r.Proto)
+		}
+		io.WriteString(w, `{"result":"success","msg":"","queue_id":"q","last_event_id":-1}`)
+	}))
+	srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}}
+	srv.StartTLS()
+	defer srv.Close()
+	dir := t.TempDir()
+	bundle := write(t, filepath.Join(dir, "ca.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	cert, key := certificate(t, "first")
+	certFile, keyFile := write(t, filepath.Join(dir, "cert.pem"), cert), write(t, filepath.Join(dir, "key.pem"), key)
+	both := write(t, filepath.Join(dir, "both.pem"), cert+key)
+
+	ask := func(a Account) error {
+		a.Email, a.Key, a.Site = "bot@example.com", testKey, srv.URL
+		c := &Client{Account: func() (Account, error) { return a, nil }}
+		defer c.CloseIdle()
+		_, err := c.Register(t.Context(), DefaultOptions())
+		return err
+	}
+	if err := ask(Account{}); err == nil || !strings.Contains(err.Error(), "cert_bundle") || !strings.Contains(err.Error(), srv.URL) {
+		t.Errorf("an unknown authority gives %v", err)
+	}
+	if err := ask(Account{CertBundle: bundle}); err != nil || who != "" {
+		t.Errorf("with its certificate: %v, as %q", err, who)
+	}
+	if err := ask(Account{Insecure: true}); err != nil {
+		t.Errorf("insecure: %v", err)
+	}
+	if err := ask(Account{CertBundle: bundle, ClientCert: certFile, ClientCertKey: keyFile}); err != nil || who != "first" {
+		t.Errorf("with a client certificate: %v, as %q", err, who)
+	}
+	if err := ask(Account{CertBundle: bundle, ClientCert: both}); err != nil || who != "first" {
+		t.Errorf("with both in one file: %v, as %q", err, who)
+	}
+	for name, a := range map[string]Account{
+		"no bundle": {CertBundle: "/not/there"}, "empty bundle": {CertBundle: keyFile}, "no certificate": {ClientCert: keyFile},
+		"no key": {ClientCert: certFile},
+	} {
+		if _, ok := errors.AsType[*ConfigError](ask(a)); !ok {
+			t.Errorf("%s is taken", name)
+		}
+	}
+
+	// A certificate that is renewed in place is used without a new start.
+	account := Account{Email: "bot@example.com", Key: testKey, Site: srv.URL, CertBundle: bundle, ClientCert: certFile, ClientCertKey: keyFile}
+	c := &Client{Account: func() (Account, error) { return account, nil }}
+	if _, err := c.Register(t.Context(), DefaultOptions()); err != nil || who != "first" {
+		t.Errorf("%v, as %q", err, who)
+	}
+	cert, key = certificate(t, "second")
+	write(t, certFile, cert)
+	write(t, keyFile, key)
+	c.CloseIdle()
+	if _, err := c.Register(t.Context(), DefaultOptions()); err != nil || who != "second" {
+		t.Errorf("%v, as %q", err, who)
+	}
+	os.Remove(certFile)
+	c.CloseIdle()
+	if _, err := c.Register(t.Context(), DefaultOptions()); err == nil || !strings.Contains(err.Error(), "client_cert") {
+		t.Errorf("a certificate that is gone gives %v", err)
+	} else if _, ok := errors.AsType[*trouble](err); !ok {
+		t.Errorf("%T", err)
+	}
+	c.CloseIdle()
+}
+
+// TestConnectionReused: answers read to their end leave their connection for the next request, gzip or not.
+func TestConnectionReused(t *testing.T) {
+	var from []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from = append(from, r.RemoteAddr)
+		io.WriteString(w, `{"result":"success","msg":"","events":[{"type":"a","id":1}],"queue_id":"q"}`+"\n")
+	}))
+	defer srv.Close()
+	c := &Client{Account: func() (Account, error) { return Account{Email: "bot@example.com", Key: testKey, Site: srv.URL}, nil }}
+	defer c.CloseIdle()
+	for range 5 {
+		a, err := c.Events(t.Context(), Position{"q", -1}, false, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if events, _, _, err := readAll(t, a); err != nil || len(events) != 1 {
+			t.Fatalf("%d events, %v", len(events), err)
+		}
+		a.Close()
+	}
+	for _, f := range from {
+		if f != from[0] {
+			t.Errorf("connections %v", from)
+			break
+		}
+	}
+}
+
+// TestKeyNeverTold: a server that sends the key back does not get it into our texts.
+func TestKeyNeverTold(t *testing.T) {
+	for _, status := range []int{200, 400, 401, 403, 429, 500} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, key, _ := r.BasicAuth()
+			w.WriteHeader(status)
+			io.WriteString(w, `{"result":"error","msg":"what is `+key+`?","code":"ODD"}`)
+		}))
+		c := &Client{Account: func() (Account, error) { return Account{Email: "bot@example.com", Key: testKey, Site: srv.URL}, nil }}
+		_, err := c.Register(t.Context(), DefaultOptions())
+		if err == nil || strings.Contains(err.Error(), testKey) {
+			t.Errorf("%d: %v", status, err)
+		}
+		a, err := c.Events(t.Context(), Position{"q", -1}, false, time.Minute)
+		if err == nil {
+			_, err = a.Next(t.Context())
+			a.Close()
+		}
+		if err == nil || strings.Contains(err.Error(), testKey) {
+			t.Errorf("%d: %v", status, err)
+		}
+		c.CloseIdle()
+		srv.Close()
+	}
+}
+
+// canned answers every request with the same.
+type canned struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (c canned) RoundTrip(r *http.Request) (*http.Response, error) {
+	h := c.header
+	if h == nil {
+		h = http.Header{}
+	}
+	return &http.Response{StatusCode: c.status, Header: h, Body: io.NopCloser(strings.NewReader(c.body)), Request: r}, nil
+}
+
+// TestErrorsToldApart: what Zulip, and what stands in front of it, may answer, by status and code. The bodies are those of a real
+// server and of the API description.
+func TestErrorsToldApart(t *testing.T) {
+	html := http.Header{"Content-Type": {"text/html; charset=utf-8"}}
+	for _, test := range []struct {
+		canned
+		want string
+	}{
+		{canned{401, nil, `{"result":"error","msg":"Invalid API key","code":"UNAUTHORIZED"}`}, "auth Invalid API key"},
+		{canned{401, nil, `{"code":"USER_DEACTIVATED","msg":"Account is deactivated","result":"error"}`}, "auth Account is deactivated"},
+		{canned{403, nil, `{"code":"REALM_DEACTIVATED","msg":"This organization is deactivated","result":"error"}`}, "auth This organization is deactivated"},
+		{canned{400, nil, `{"code":"INVALID_API_KEY","msg":"Invalid API key","result":"error"}`}, "auth Invalid API key"},
+		{canned{401, html, "<html>"}, "auth Unauthorized"},
+		{canned{400, nil, `{"code":"BAD_EVENT_QUEUE_ID","msg":"Bad event queue ID: fb67","queue_id":"fb67","result":"error"}`}, "bad queue"},
+		{canned{400, nil, `{"result":"error","msg":"An event newer than 7 has already been pruned!","code":"BAD_REQUEST"}`}, "pruned"},
+		{canned{400, nil, `{"result":"error","msg":"Event 12 was not in this queue","code":"BAD_REQUEST"}`}, "not in queue"},
+		{canned{400, nil, `{"result":"error","msg":"Missing 'queue_id' argument","code":"BAD_REQUEST"}`}, "refused"},
+		{canned{400, nil, `{"result":"error","msg":"Invalid narrow operator: unknown","code":"BAD_NARROW","desc":"unknown"}`}, "refused"},
+		{canned{400, html, "<h1>Bad Request (400)</h1>"}, "Zulip answers 400 (HTML) to GET /api/v1/events"},
+		{canned{400, nil, `{"message":"not Zulip's"}`}, "Zulip answers 400 (no content type) to GET /api/v1/events"},
+		{canned{404, nil, `{"result":"error","msg":"Invalid subdomain","code":"NONEXISTENT_SUBDOMAIN"}`},
+			`Zulip answers 404 (no content type) to GET /api/v1/events: "Invalid subdomain"; look whether the site https://x is right`},
+		{canned{405, html, `{"result":"error","msg":"Method Not Allowed","allowed_methods":["DELETE","GET"]}`}, `Zulip answers 405 (HTML) to GET /api/v1/events: "Method Not Allowed"`},
+		{canned{429, nil, `{"code":"RATE_LIMIT_HIT","msg":"API usage exceeded rate limit","result":"error","retry-after":28.706807374954224}`}, "wait 28.706807375s"},
+		{canned{429, http.Header{"Retry-After": {"0.25"}}, "<html>"}, "wait 250ms"},
+		{canned{429, nil, `{"result":"error","retry-after":null}`}, "wait 1s"},
+		{canned{500, nil, `{"result":"error","msg":"Internal server error"}`}, `Zulip answers 500 (no content type) to GET /api/v1/events: "Internal server error"`},
+		{canned{502, html, "<html>"}, "Zulip answers 502 (HTML) to GET /api/v1/events"},
+		{canned{503, nil, ""}, "Zulip answers 503 (no content type) to GET /api/v1/events"},
+		{canned{302, http.Header{"Location": {"https://evil.example.com/x?key=1"}}, ""},
+			`Zulip answers 302 to GET /api/v1/events, a redirect to "evil.example.com"; the key is not sent there: look whether the site https://x is right`},
+		{canned{308, nil, ""}, "Zulip answers 308 to GET /api/v1/events, a redirect to nowhere; the key is not sent there: look whether the site https://x is right"},
+		{canned{200, http.Header{"Content-Encoding": {"br"}}, ""}, `Zulip answers GET /api/v1/events in an encoding that was not asked for, "br"`},
+	} {
+		c := &Client{Transport: test.canned, Account: func() (Account, error) { return Account{Email: "e@x", Key: testKey, Site: "https://x"}, nil }}
+		_, err := c.Events(t.Context(), Position{"q", 1}, false, time.Minute)
+		got := ""
+		switch err := err.(type) {
+		case *AuthError:
+			got = "auth " + err.Msg
+		case *RefusedError:
+			got = err.Kind.String()
+		case *trouble:
+			if got = err.text; err.limited {
+				got = "wait " + err.wait.String()
+			}
+		}
+		if got != test.want {
+			t.Errorf("%d %s\ngives %s (%T)\nwant  %s", test.status, test.body, got, err, test.want)
+		}
+	}
+}
