@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,6 +17,8 @@ func main() {
 	// Whoever reads our output may go away, `head` say. That is an error of a write like any other, and not the end: the demo cleans up,
 	// and the bridge goes on without its log.
 	signal.Ignore(syscall.SIGPIPE)
+	// net/http complains there about servers that send more than they announced, and quotes it: that would be people's messages.
+	log.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first signal asks for a clean stop. The second one ends the program as if it had no handler.
 	context.AfterFunc(ctx, stop)
