@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -436,6 +437,14 @@ func (f *flight) parse(msg *nats.Msg) (answer, error) {
 			return a, newConnError(f.what, nats.ErrNoResponders, false)
 		}
 		return a, nil
+	}
+	// The acknowledgement of a single message is the common one, and always written alike.
+	if rest, ok := bytes.CutPrefix(msg.Data, f.ackStart); ok {
+		if digits, ok := bytes.CutSuffix(rest, []byte("}")); ok {
+			if seq, err := strconv.ParseUint(string(digits), 10, 64); err == nil {
+				return answer{Stream: f.name, Domain: f.domain, Seq: seq}, nil
+			}
+		}
 	}
 	if err := json.Unmarshal(msg.Data, &a); err != nil {
 		return a, errorf(Wrong, "%s: the acknowledgement is not understood, what gave it is no JetStream: %w", f.what, err)

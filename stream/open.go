@@ -85,6 +85,7 @@ type Stream struct {
 	api      string // prefix of JetStream's API
 	stem     string // what subjects under the filter begin with
 	label    string // begins the errors of a write
+	ackStart []byte // what the acknowledgement of a single message begins with
 	created  bool
 	warnings []string
 
@@ -224,6 +225,10 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Stream, error) {
 	}
 	s.name, s.domain = info.Config.Name, info.Domain
 	s.label = "stream " + s.name + ": write"
+	s.ackStart = fmt.Appendf(nil, `{"stream":%q,"seq":`, s.name)
+	if s.domain != "" {
+		s.ackStart = fmt.Appendf(nil, `{"stream":%q,"domain":%q,"seq":`, s.name, s.domain)
+	}
 	if cfg.Domain != "" && info.Domain != cfg.Domain {
 		return nil, &ConfigError{Stream: s.name, Setting: "domain", Reason: fmt.Sprintf("it is in JetStream domain %q, not in %q",
 			info.Domain, cfg.Domain)}

@@ -6,7 +6,6 @@ package natstest
 import (
 	"fmt"
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -217,9 +216,4 @@ func freePorts(t testing.TB, n int) []int {
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
 	return ports
-}
-
-// StreamDir is where the server keeps a stream of the global account.
-func (s *Server) StreamDir(stream string) string {
-	return filepath.Join(s.opts.StoreDir, "jetstream", server.DEFAULT_GLOBAL_ACCOUNT, "streams", stream)
 }
