@@ -16,6 +16,10 @@ import (
 // recordAge is how often the queue's record is written again, so that it never ages out of the stream.
 const recordAge = 24 * time.Hour
 
+// busyAnswers is how many answers in a row have to come at once before the idle clock counts as one that cannot be renewed: after an outage
+// the first does too, in the quietest organization.
+const busyAnswers = 20
+
 // lookEvery is how often the newest message is looked at while all goes well.
 const lookEvery = time.Minute
 
@@ -57,7 +61,7 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 	if err != nil {
 		return err
 	}
-	looked := time.Now()
+	looked, busy := time.Now(), 0
 	for first := true; ; first = false {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -74,7 +78,7 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 				return errMoved
 			}
 		}
-		if b.poller.ClockOverdue() {
+		if busy >= busyAnswers && b.poller.ClockOverdue() {
 			return b.changeOver(ctx, p, whyChangedOver)
 		}
 		batch, err := b.poller.Next(ctx, b.known)
@@ -98,6 +102,11 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 			return errMoved
 		}
 		b.losses = 0
+		if !batch.More {
+			if busy++; batch.Waited {
+				busy = 0
+			}
+		}
 		if err := b.store(ctx, batch); err != nil {
 			return err
 		}

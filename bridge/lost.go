@@ -271,7 +271,7 @@ func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p place) er
 // forget forgets what was known: the stream is the truth, even if it is an older one.
 func (b *Bridge) forget(p place) {
 	b.known, b.knownSeq = p.at, p.seq()
-	b.held, b.rejected = nil, rejections{}
+	b.record, b.held, b.rejected = nil, nil, rejections{}
 }
 
 // asRefused gives Zulip's refusal of a poll, nil if the error is another.

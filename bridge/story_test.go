@@ -197,7 +197,7 @@ func TestRefillIsBounded(t *testing.T) {
 	})
 	t.Run("half of the idle time", func(t *testing.T) {
 		story(t, func(w *world, one *instance) {
-			w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Skip: 3, Times: 1, Status: 429, Header: map[string][]string{"Retry-After": {"400"}},
+			w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Skip: 2, Times: 1, Status: 429, Header: map[string][]string{"Retry-After": {"400"}},
 				Body: `{"result":"error","msg":"limit","code":"RATE_LIMIT_HIT"}`})
 			lose(w, one)
 			time.Sleep(10 * time.Minute)

@@ -60,7 +60,8 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 		warning = zerolog.DebugLevel
 	}
 	var said []string // the warnings about the stream that are in the log already
-	replicas := 1     // of the stream, and so of the lease's bucket
+	var current *stream.Stream
+	replicas := 1 // of the stream, and so of the lease's bucket
 	path := r.Path
 	if c.embedded && (path == "" || path == stream.PathAuto) {
 		path = stream.PathAtomic // the embedded server syncs each write to the disk: one sync for a batch, not one for each message
@@ -86,6 +87,10 @@ func wire(ctx context.Context, c *Config, r *RealmConfig, load func() (poller.Ac
 			if err != nil {
 				return nil, err
 			}
+			if current != nil {
+				current.Close() // of a stream that was deleted
+			}
+			current = s
 			if s.Created() {
 				log.Info().Str("stream", s.Name()).Msg("a stream is created")
 			}

@@ -1,0 +1,539 @@
+package chaos_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+
+	"zulip-nats/stream/natstest"
+	"zulip-nats/zulipsim"
+)
+
+// configured is a nats-server in a process of its own, a part of whose configuration the test can change.
+type configured struct {
+	*natstest.Process
+	t         testing.TB
+	more, pid string // paths
+}
+
+func startConfigured(t testing.TB, text string) *configured {
+	t.Helper()
+	dir := t.TempDir()
+	c := &configured{t: t, more: filepath.Join(dir, "more.conf"), pid: filepath.Join(dir, "pid")}
+	c.write(text)
+	// A path in an include is looked for from the folder of the configuration file, even if it begins with a slash: that folder is
+	// another one below the same parent.
+	include := filepath.Join("..", filepath.Base(dir), "more.conf")
+	c.Process = natstest.StartProcess(t, fmt.Sprintf("pid_file: %q\ninclude %q\n", c.pid, include))
+	return c
+}
+
+func (c *configured) write(text string) { writeFile(c.t, c.more, text+"\n") }
+
+// reload changes the configuration while the server runs, with SIGHUP.
+func (c *configured) reload(text string) {
+	c.t.Helper()
+	c.write(text)
+	loaded := func() int {
+		text, err := os.ReadFile(c.LogFile())
+		must(c.t, err)
+		return strings.Count(string(text), "Reloaded server configuration")
+	}
+	before := loaded()
+	must(c.t, syscall.Kill(c.processID(), syscall.SIGHUP))
+	eventually(c.t, "the server to reload its configuration", func() bool { return loaded() > before })
+}
+
+// processID is the server's.
+func (c *configured) processID() int {
+	c.t.Helper()
+	b, err := os.ReadFile(c.pid)
+	must(c.t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	must(c.t, err)
+	return pid
+}
+
+// as puts a user and a password in a URL.
+func as(url, user string) string {
+	return strings.Replace(url, "nats://", "nats://"+user+":secret@", 1)
+}
+
+// TestNATSDown kills the nats-server for most of the time that Zulip keeps the queue: the program counts down, and nothing is lost. It is
+// half an hour's outage under a queue's life that is a little longer, at another scale.
+func TestNATSDown(t *testing.T) {
+	t.Parallel()
+	n := natstest.StartProcess(t, "")
+	w := newWorld(t, "acme", n.URL, n.URL, func(z *zulipsim.Server) {
+		z.SweepEvery = 500 * time.Millisecond
+		z.Heartbeat = func() time.Duration { return time.Second }
+	})
+	p := w.follow("--no-lease", "--queue-life", "40s")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	w.settle()
+	stop := w.chat(rng.Uint64(), 100)
+	n.Kill()
+	began := time.Now()
+	p.expect("connection to NATS lost; waiting for it to come back")
+	p.expect("NATS is not there; waiting for it")
+	for _, most := range []time.Duration{40 * time.Second, 20 * time.Second, 10 * time.Second} {
+		eventually(t, fmt.Sprintf("a line of the countdown with %v at most", most), func() bool {
+			for _, line := range p.all("JetStream does not take events: waiting, while Zulip's queue keeps them") {
+				var said struct {
+					Left string `json:"queue_lives_for"`
+				}
+				must(t, json.Unmarshal([]byte(line), &said))
+				if left, err := time.ParseDuration(said.Left); err == nil && left <= most {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	if out := time.Since(began); out < 28*time.Second {
+		t.Errorf("there are said to be 10 s left of 40 after %v", out)
+	}
+	for _, line := range p.all("queue_lives_for") {
+		t.Log(line)
+	}
+	stop()
+	n.Start()
+	p.expect("JetStream serves us again")
+	w.settle()
+	v := w.check(time.Time{}).clean(t).everyMessage(w)
+	if v.records["gap-opened"] > 0 { // another queue, in good order, is no gap: the old one has not long to live
+		t.Error("a gap was opened, and nothing is missing")
+	}
+	t.Log(v)
+	if lines := p.all("does not take events"); len(lines) > 6 {
+		t.Errorf("the outage is told in %d lines", len(lines))
+	}
+}
+
+// TestNATSDownTooLong kills the nats-server for longer than Zulip keeps the queue. That is told, and then the gap is told, and filled.
+func TestNATSDownTooLong(t *testing.T) {
+	t.Parallel()
+	n := natstest.StartProcess(t, "")
+	w := newWorld(t, "acme", n.URL, n.URL, func(z *zulipsim.Server) { z.SweepEvery = 500 * time.Millisecond })
+	p := w.follow("--no-lease", "--queue-life", "5s")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	w.settle()
+	n.Kill()
+	w.talk(rng, 200)
+	p.expect("does not take events", "Zulip may have dropped the queue by now")
+	eventually(t, "Zulip to drop the queue", func() bool { return w.queues()[0].Dead != "" })
+	w.talk(rng, 200)
+	n.Start()
+	p.expect("JetStream serves us again")
+	p.expect("a gap is open", "Zulip has dropped the queue")
+	p.expect("the gap is closed", "messages_refilled")
+	w.settle()
+	w.talk(rng, 50)
+	w.settle()
+	v := w.check(time.Time{}).clean(t).everyMessage(w)
+	if v.queues != 2 || v.records["gap-opened"] != 1 || v.records["gap-closed"] != 1 {
+		t.Errorf("%d queues were followed, %d gaps opened, %d closed", v.queues, v.records["gap-opened"], v.records["gap-closed"])
+	}
+	t.Log(v)
+}
+
+// TestNATSGhosts lets writes land that were given up long ago: the nats-server hangs with publishes in its socket, the connection drops, the
+// server wakes up and stores what it finds, and only then the program comes back.
+func TestNATSGhosts(t *testing.T) {
+	for _, path := range []string{"sync", "atomic", "fast"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			n := natstest.StartProcess(t, "")
+			proxy := natstest.NewProxy(t, n.URL)
+			w := newWorld(t, "acme", proxy.URL, n.URL)
+			p := w.follow("--no-lease", "--publish-path", path)
+			w.polled()
+			rng := rand.New(rand.NewPCG(seedOf(t), 0))
+			ghosts := int64(0)
+			for round := range 4 {
+				w.settle()
+				before := w.own().CachedInfo().State.LastSeq
+				var seen atomic.Int64
+				hangAt := int64(2 + rng.IntN(40)) // in the middle of a chunk, which is what came while the first event was stored
+				proxy.OnPublish(func(m natstest.Publish) natstest.Fate {
+					if strings.HasPrefix(m.Subject, "zulip.acme.") && seen.Add(1) == hangAt {
+						n.Pause()
+					}
+					return natstest.Pass
+				})
+				w.talk(rng, 300)
+				p.expectAgain(round, "no acknowledgement for 2s; it may be stored, or may yet be")
+				if round%2 == 0 { // otherwise the connection lasts
+					p.pause()
+					proxy.CutAll()
+					n.Resume()
+					eventually(t, "the server", func() bool { _, err := w.js.AccountInfo(t.Context()); return err == nil })
+					time.Sleep(200 * time.Millisecond) // for what is in its sockets
+					ghosts += int64(w.own().CachedInfo().State.LastSeq-before) - (hangAt - 1)
+					p.resume()
+				} else {
+					n.Resume()
+				}
+				p.expectAgain(round, "JetStream serves us again")
+			}
+			w.settle()
+			v := w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w)
+			if ghosts <= 0 {
+				t.Error("nothing was stored while the program was away: there were no ghosts to be afraid of")
+			}
+			t.Logf("%d messages were stored after they had been given up: %v", ghosts, v)
+		})
+	}
+}
+
+// TestNATSNoQuorum pauses two of three servers, so that the third can store nothing for good, and then kills the leader: an election.
+func TestNATSNoQuorum(t *testing.T) {
+	t.Parallel()
+	all := natstest.StartProcesses(t, 3, "")
+	var urls []string
+	for _, n := range all {
+		urls = append(urls, n.URL)
+	}
+	view := strings.Join(urls, ",")
+	w := newWorld(t, "acme", view, view)
+	w.makeStream(3)
+	s := &servers{t: t, all: all, worlds: []*world{w}, leaders: map[string]string{}}
+	s.healthy()
+	w.nats = s.leads(w.stream).URL // it sees the leader hang on to its place
+	p := w.follow("--no-lease")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	w.settle()
+
+	leader := s.leads(w.stream)
+	for _, n := range all {
+		if n != leader {
+			n.Pause()
+		}
+	}
+	w.talk(rng, 200)
+	p.expect("does not take events", "no acknowledgement for 2s; it may be stored, or may yet be")
+	for _, n := range all {
+		n.Resume()
+	}
+	p.expect("JetStream serves us again")
+	w.settle()
+	s.healthy()
+
+	leader = s.leads(w.stream)
+	leader.Kill()
+	w.talk(rng, 200)
+	p.expectAgain(1, "JetStream does not take events: waiting, while Zulip's queue keeps them")
+	p.expectAgain(1, "JetStream serves us again")
+	t.Log(p.all("does not take events")[1:])
+	leader.Start()
+	s.healthy()
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSSlow puts the nats-server far away: first within what a write may take, then beyond it, so that each acknowledgement comes
+// too late, then near again.
+func TestNATSSlow(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	proxy := natstest.NewProxy(t, server.URL)
+	w := newWorld(t, "acme", proxy.URL, server.URL)
+	p := w.follow("--no-lease")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	proxy.Delay(200 * time.Millisecond)
+	w.talk(rng, 300)
+	w.settle()
+	if lines := p.all(`"level":"warn"`, "does not take events"); len(lines) > 0 {
+		t.Errorf("0.4 s to the server and back are nothing to warn of: %s", lines[0])
+	}
+	proxy.Delay(1200 * time.Millisecond)
+	w.talk(rng, 100)
+	p.expect("no acknowledgement for 2s; it may be stored, or may yet be")
+	stored := w.own().CachedInfo().State.LastSeq
+	eventually(t, "something to be stored all the same", func() bool { return w.own().CachedInfo().State.LastSeq > stored })
+	proxy.Delay(0)
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSPermissions takes rights away from the program's user while it works, one after the other, and gives them back.
+func TestNATSPermissions(t *testing.T) {
+	t.Parallel()
+	users := func(deny string) string {
+		permissions := ""
+		if deny != "" {
+			permissions = fmt.Sprintf(", permissions: { publish: { deny: [%q] } }", deny)
+		}
+		return fmt.Sprintf("authorization { users: [ {user: admin, password: secret}, {user: bridge, password: secret%s} ] }", permissions)
+	}
+	n := startConfigured(t, users(""))
+	proxy := natstest.NewProxy(t, n.URL)
+	w := newWorld(t, "acme", as(proxy.URL, "bridge"), as(n.URL, "admin"))
+	p := w.follow("--no-lease")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	for round, denied := range []struct{ pattern, subject string }{
+		{"zulip.acme.>", "zulip.acme."}, {"$JS.API.STREAM.MSG.GET.>", "$JS.API.STREAM.MSG.GET.ZULIP_acme"},
+	} {
+		w.talk(rng, 50)
+		w.settle()
+		n.reload(users(denied.pattern))
+		proxy.CutAll() // what may not be read is missed only where there is a reason to read
+		w.talk(rng, 50)
+		p.expect("this NATS user may not publish to", denied.subject, "add it to the user's permissions")
+		n.reload(users(""))
+		p.expectAgain(round, "JetStream serves us again")
+	}
+	w.settle()
+	if strings.Contains(strings.Join(p.lines(), "\n"), "secret") {
+		t.Error("the password is in the log")
+	}
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSCredentials lets a user's credentials run out, and puts new ones in the same file: no restart is needed.
+func TestNATSCredentials(t *testing.T) {
+	t.Parallel()
+	operator, account, system := newKey(t, nkeys.CreateOperator), newKey(t, nkeys.CreateAccount), newKey(t, nkeys.CreateAccount)
+	operatorClaims := jwt.NewOperatorClaims(operator.public)
+	operatorClaims.SystemAccount = system.public
+	accountClaims := jwt.NewAccountClaims(account.public)
+	accountClaims.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
+	sign := func(c jwt.Claims, by nkey) string {
+		token, err := c.Encode(by.pair)
+		must(t, err)
+		return token
+	}
+	user := func(life time.Duration) string {
+		u := newKey(t, nkeys.CreateUser)
+		claims := jwt.NewUserClaims(u.public)
+		if life > 0 {
+			claims.Expires = time.Now().Add(life).Unix()
+		}
+		text, err := jwt.FormatUserConfig(sign(claims, account), u.seed)
+		must(t, err)
+		path := filepath.Join(t.TempDir(), "user.creds")
+		writeFile(t, path, string(text))
+		return path
+	}
+	n := startConfigured(t, fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: { %s: %s, %s: %s }",
+		sign(operatorClaims, operator), system.public, account.public, sign(accountClaims, operator), system.public,
+		sign(jwt.NewAccountClaims(system.public), operator)))
+	nc, err := nats.Connect(n.URL, nats.UserCredentials(user(0)), nats.MaxReconnects(-1))
+	must(t, err)
+	t.Cleanup(nc.Close)
+	w := newWorld(t, "acme", n.URL, n.URL)
+	w.nc = nc
+	w.js, err = jetstream.New(nc)
+	must(t, err)
+
+	creds := user(3 * time.Second)
+	p := w.follow("--no-lease", "--nats-creds", creds)
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	p.expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
+	w.talk(rng, 50)
+	must(t, os.Rename(user(0), creds))
+	p.expectAgain(1, "connected to NATS")
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSKeyRotated puts another seed in the file of an nkey, once the server knows it and no longer the old one.
+func TestNATSKeyRotated(t *testing.T) {
+	t.Parallel()
+	first, second := newKey(t, nkeys.CreateUser), newKey(t, nkeys.CreateUser)
+	users := func(k nkey) string {
+		return fmt.Sprintf("authorization { users: [ {user: admin, password: secret}, {nkey: %s} ] }", k.public)
+	}
+	n := startConfigured(t, users(first))
+	w := newWorld(t, "acme", n.URL, as(n.URL, "admin"))
+	file := filepath.Join(t.TempDir(), "seed")
+	writeFile(t, file, string(first.seed))
+	p := w.follow("--no-lease", "--nats-nkey", file)
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	w.settle()
+	n.reload(users(second))
+	w.talk(rng, 50)
+	p.expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
+	writeFile(t, file, string(second.seed))
+	p.expectAgain(1, "connected to NATS")
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// nkey is a pair of keys of NATS.
+type nkey struct {
+	pair   nkeys.KeyPair
+	public string
+	seed   []byte
+}
+
+func newKey(t testing.TB, create func() (nkeys.KeyPair, error)) (k nkey) {
+	t.Helper()
+	var err error
+	k.pair, err = create()
+	must(t, err)
+	k.public, err = k.pair.PublicKey()
+	must(t, err)
+	k.seed, err = k.pair.Seed()
+	must(t, err)
+	return k
+}
+
+// TestNATSMaxPayload restarts the server with a lower max_payload while an event is in hand that fitted before: it goes to the object store,
+// and a stub in its place.
+func TestNATSMaxPayload(t *testing.T) {
+	t.Parallel()
+	n := startConfigured(t, "")
+	w := newWorld(t, "acme", n.URL, n.URL)
+	p := w.follow("--no-lease")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 20)
+	w.sized(50_000)
+	w.settle()
+	n.Kill()
+	w.talk(rng, 20)
+	w.sized(50_000)
+	w.talk(rng, 20)
+	p.expect("JetStream does not take events: waiting")
+	n.write("max_payload: 16KB")
+	n.Start()
+	p.expect("an event is larger than a message may be: it is in the object store")
+	w.settle()
+	v := w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w)
+	if v.stubs != 1 {
+		t.Errorf("%d stubs, want 1: the event that fitted before is a message, and the one after it is not", v.stubs)
+	}
+	t.Log(v)
+}
+
+// TestNATSWithoutJetStream starts the program with an account that has no JetStream. That is nothing to wait for: it says so and ends.
+func TestNATSWithoutJetStream(t *testing.T) {
+	t.Parallel()
+	accounts := func(jetStream string) string {
+		return fmt.Sprintf(`accounts {
+	A { %s, users: [ {user: bridge, password: secret} ] }
+	B { jetstream: enabled, users: [ {user: other, password: secret} ] }
+}`, jetStream)
+	}
+	n := startConfigured(t, accounts("jetstream: disabled"))
+	w := newWorld(t, "acme", as(n.URL, "bridge"), as(n.URL, "bridge"))
+	p := w.follow("--no-lease")
+	p.expect("JetStream not enabled for account", "enable JetStream for this account, or use another account")
+	eventually(t, "the program to end", func() bool { return !p.alive() })
+	if code := p.cmd.ProcessState.ExitCode(); code != 78 {
+		t.Errorf("exit code %d, want 78 (a configuration that no waiting heals)", code)
+	}
+	if len(w.queues()) > 0 {
+		t.Error("a queue was made at Zulip that nobody will follow")
+	}
+	n.reload(accounts("jetstream: enabled"))
+	w.follow("--no-lease")
+	w.polled()
+	w.talk(rand.New(rand.NewPCG(seedOf(t), 0)), 50)
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSTwoDomains lets a stream of another JetStream domain capture the same subjects: both store what is written, and either may
+// acknowledge it. The acknowledgement of the wrong one counts for nothing.
+func TestNATSTwoDomains(t *testing.T) {
+	t.Parallel()
+	port := natstest.FreePort(t)
+	hub := natstest.Start(t, func(o *server.Options) {
+		o.ServerName, o.JetStreamDomain = "hub", "hub"
+		o.LeafNode = server.LeafNodeOpts{Host: "127.0.0.1", Port: port}
+	})
+	leaf := natstest.Start(t, func(o *server.Options) {
+		o.ServerName, o.JetStreamDomain = "leaf", "leaf"
+		o.LeafNode.Remotes = []*server.RemoteLeafOpts{{URLs: []*url.URL{{Scheme: "nats-leaf", Host: fmt.Sprintf("127.0.0.1:%d", port)}}}}
+	})
+	eventually(t, "the leaf node", func() bool { return hub.Server().NumLeafNodes() == 1 })
+	w := newWorld(t, "acme", leaf.URL, leaf.URL)
+	p := w.follow("--no-lease", "--publish-path", "sync")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 50)
+	w.settle()
+
+	theirs, err := jetstream.NewWithDomain(w.nc, "hub")
+	must(t, err)
+	// It begins where ours is, so that it takes what ours takes.
+	create := func() {
+		_, err := theirs.CreateStream(t.Context(), jetstream.StreamConfig{Name: w.stream, Subjects: []string{"zulip.acme.>"},
+			FirstSeq: w.own().CachedInfo().State.LastSeq + 1})
+		must(t, err)
+	}
+	create()
+	for tries := 1; ; tries++ {
+		w.talk(rng, 50)
+		if within(2*time.Second, func() bool { return len(p.all("acknowledged by stream", `domain`, "hub")) > 0 }) {
+			break
+		}
+		if tries == 20 {
+			t.Fatal("the other domain never was the first to acknowledge")
+		}
+		must(t, theirs.DeleteStream(t.Context(), w.stream))
+		w.settle()
+		create()
+	}
+	p.expect("acknowledged by stream", "two streams capture the same subjects", "remove zulip.acme.> from one of them")
+	must(t, theirs.DeleteStream(t.Context(), w.stream))
+	p.expect("JetStream serves us again")
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestNATSStorageFull lets the server run out of the storage that it may use, until the operator makes room.
+func TestNATSStorageFull(t *testing.T) {
+	t.Parallel()
+	n := natstest.Start(t, func(o *server.Options) { o.JetStreamMaxStore = 1 << 20 })
+	js := n.JetStream()
+	// Somebody else's stream takes most of it.
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other"}})
+	must(t, err)
+	for range 9 {
+		_, err := js.Publish(t.Context(), "other", make([]byte, 100_000))
+		must(t, err)
+	}
+	w := newWorld(t, "acme", n.URL, n.URL)
+	p := w.follow("--no-lease")
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	for range 20 {
+		w.sized(20_000)
+		w.talk(rng, 5)
+	}
+	p.expect("the server's JetStream storage is full", "make room or raise the limit")
+	must(t, js.DeleteStream(t.Context(), "OTHER"))
+	p.expect("JetStream serves us again")
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}

@@ -1,0 +1,8 @@
+//go:build !race
+
+package chaos_test
+
+const (
+	raceDetector = false
+	defaultKills = 64
+)

@@ -1,0 +1,132 @@
+package chaos_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"zulip-nats/stream/natstest"
+	"zulip-nats/zulipsim"
+)
+
+// tolerant lets Zulip pass over polls that are older than others: of two programs on one queue, the one that was paused may have one left.
+func tolerant(z *zulipsim.Server) { z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned} }
+
+// TestTakeover runs two programs with a lease and takes away the one that works, in each way there is, again and again, while events
+// come. The other one goes on with the same queue. The times are printed; what is asserted leaves room for a slow machine.
+func TestTakeover(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	url := natstest.Start(t).URL
+	w := newWorld(t, "acme", url, url, tolerant)
+	works := w.follow()
+	w.polled()
+	waits := w.follow()
+	waits.expect("standing by", fmt.Sprintf("-%d-", works.pid())) // and who leads
+	stop := w.chat(rng.Uint64(), 200)
+	var hits []hit
+	ends := []string{"kill -9", "SIGTERM", "SIGSTOP"}
+	for i := range 9 {
+		end := ends[i%len(ends)]
+		eventually(t, "an event stored by the one that works", func() bool { return works.wrote(w.writer()) })
+		hits = append(hits, hit{time.Now(), works, end})
+		switch end {
+		case "kill -9":
+			works.kill()
+		case "SIGTERM":
+			if err := works.stop(); err != nil {
+				t.Error(err)
+			}
+		case "SIGSTOP":
+			works.pause()
+		}
+		eventually(t, "an event stored by the other program after "+end, func() bool { return waits.wrote(w.writer()) })
+		if end == "SIGSTOP" {
+			before := len(works.all("standing by"))
+			works.resume()
+			works.expectAgain(before, "standing by") // it is not killed for it: it stands by now
+			works, waits = waits, works
+			continue
+		}
+		works = waits
+		waits = w.follow()
+		waits.expect("standing by", fmt.Sprintf("-%d-", works.pid()))
+	}
+	stop()
+	w.settle()
+	v := w.check(time.Time{}).clean(t).oneQueue(w)
+	took := takeovers(v.all, hits, nil)
+	for _, end := range ends {
+		t.Logf("until the other program has stored an event, after %s: p50/max %s", end, quantiles(took[end]))
+		if len(took[end]) == 0 || slices.Max(took[end]) > 30*time.Second {
+			t.Errorf("after %s it took %v until the other program stored an event", end, took[end])
+		}
+	}
+	t.Log(v)
+}
+
+// TestPausedLeader stops the program that works with SIGSTOP in the middle of the writes of one chunk, until the other one has taken over
+// and stored the rest, and lets it go on then: the rest of what it had in hand goes out, and none of it is stored twice.
+func TestPausedLeader(t *testing.T) {
+	for _, path := range []string{"sync", "atomic", "fast"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			server := natstest.Start(t)
+			proxy := natstest.NewProxy(t, server.URL)
+			w := newWorld(t, "acme", proxy.URL, server.URL, tolerant)
+			args := []string{"--lease-ttl", "2s", "--publish-path", path}
+			paused := w.follow(args...)
+			w.polled()
+			w.nats = server.URL
+			other := w.follow(args...)
+			other.expect("standing by")
+
+			rng := rand.New(rand.NewPCG(seedOf(t), 0))
+			for round := range 3 {
+				w.settle()
+				// The chunk is what has come while the program was busy with the first event.
+				var seen atomic.Int64
+				stopAt := int64(20 + rng.IntN(300))
+				proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
+					if strings.HasPrefix(p.Subject, "zulip.acme.") && seen.Add(1) == stopAt {
+						paused.pause()
+					}
+					return natstest.Pass
+				})
+				w.talk(rng, 600)
+				eventually(t, "the pause", func() bool { return seen.Load() >= stopAt })
+				eventually(t, "the other program to take over", func() bool { return other.wrote(w.writer()) })
+				w.settle()
+				before := len(paused.all("standing by"))
+				paused.resume()
+				w.talk(rng, 20)
+				paused.expectAgain(before, "standing by")
+				proxy.OnPublish(nil)
+				w.settle()
+
+				// The paused one gets its turn again.
+				before = len(other.all("standing by"))
+				other.pause()
+				eventually(t, "the paused program to take over", func() bool { return paused.wrote(w.writer()) })
+				other.resume()
+				other.expectAgain(before, "standing by")
+				t.Logf("round %d: paused at message %d, and %d left before and after", round+1, stopAt, seen.Load())
+			}
+			v := w.check(time.Time{}).clean(t).oneQueue(w)
+			shared := 0 // chunks of which both have stored a part
+			for i := 1; i < len(v.all); i++ {
+				if paused.wrote(v.all[i-1].get("Bridge-Writer")) && other.wrote(v.all[i].get("Bridge-Writer")) {
+					shared++
+				}
+			}
+			if shared < 3 {
+				t.Errorf("the other program went on %d times where the paused one had stopped, want 3", shared)
+			}
+			t.Log(fmt.Sprint(v))
+		})
+	}
+}

@@ -1,0 +1,257 @@
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/stream/natstest"
+)
+
+// steady is a program that follows an organization on a single nats-server, with some events stored. Between the two is a proxy.
+func steady(t *testing.T, args ...string) (*world, *process, *natstest.Proxy, *rand.Rand) {
+	t.Helper()
+	server := natstest.Start(t)
+	proxy := natstest.NewProxy(t, server.URL)
+	w := newWorld(t, "acme", proxy.URL, server.URL, tolerant) // it asks Zulip for what the stream has lost, to see whether it is there
+	p := w.follow(append([]string{"--no-lease"}, args...)...)
+	w.polled()
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	w.talk(rng, 60)
+	w.settle()
+	return w, p, proxy, rng
+}
+
+// own is the realm's stream, for an operator who is about to do something to it.
+func (w *world) own() jetstream.Stream {
+	w.t.Helper()
+	var s jetstream.Stream
+	eventually(w.t, "stream "+w.stream, func() bool {
+		var err error
+		s, err = w.js.Stream(w.t.Context(), w.stream)
+		return err == nil
+	})
+	return s
+}
+
+// edit changes the stream's settings as an operator does (nats stream edit).
+func (w *world) edit(change func(*jetstream.StreamConfig)) {
+	w.t.Helper()
+	config := w.own().CachedInfo().Config
+	change(&config)
+	_, err := w.js.UpdateStream(w.t.Context(), config)
+	must(w.t, err)
+}
+
+// losses are what an operator, or a backup that is restored, can take out of a stream behind the program's back.
+var losses = []struct {
+	name string
+	take func(*world)
+}{
+	{"deleted", func(w *world) { must(w.t, w.js.DeleteStream(w.t.Context(), w.stream)) }},
+	{"recreated", func(w *world) {
+		config := w.own().CachedInfo().Config
+		must(w.t, w.js.DeleteStream(w.t.Context(), w.stream))
+		_, err := w.js.CreateStream(w.t.Context(), config)
+		must(w.t, err)
+	}},
+	{"purged", func(w *world) { must(w.t, w.own().Purge(w.t.Context())) }},
+	{"newest messages removed", func(w *world) {
+		s := w.own()
+		for seq := s.CachedInfo().State.LastSeq; seq > s.CachedInfo().State.LastSeq-15; seq-- {
+			if err := s.DeleteMsg(w.t.Context(), seq); !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // it may be gone already
+				must(w.t, err)
+			}
+		}
+	}},
+}
+
+// TestStreamLosesMessages takes messages out of the stream, and lets the program's connection drop, as it does when a server is restored.
+// What was taken out is gone; what counts is that it is noticed and told, that everything since then is there, and that the messages of
+// people are read back from Zulip's history.
+func TestStreamLosesMessages(t *testing.T) {
+	for _, test := range losses {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w, p, proxy, rng := steady(t)
+			since := time.Now()
+			test.take(w)
+			proxy.CutAll()
+			w.talk(rng, 60)
+			p.expect("the stream holds less than what it had acknowledged")
+			p.expect("a gap is open", "lost its newest messages", "the queue lives on")
+			p.expect("the gap is closed")
+			w.settle()
+			w.talk(rng, 60)
+			w.settle()
+			v := w.check(since).clean(t).everyMessage(w)
+			if n := len(w.queues()); n != 1 || v.queues != 1 {
+				t.Errorf("%d queues were made, %d followed; Zulip's queue was not harmed", n, v.queues)
+			}
+			closed := v.recorded(t, "gap-closed")
+			if len(closed) != 1 || closed[0].Missing == nil || closed[0].Missing.UpTo < closed[0].Missing.Above+14 {
+				t.Errorf("the record that closes the gap does not name the events that are missing: %+v", closed)
+			}
+			if !p.alive() {
+				t.Error("the program ended")
+			}
+			t.Log(v)
+		})
+	}
+}
+
+// TestStreamLosesMessagesMeanwhile does the same while events come and the connection stays. Everything since then is there, in order and
+// once, whether the program had a reason to look back or not.
+func TestStreamLosesMessagesMeanwhile(t *testing.T) {
+	for _, test := range losses {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w, p, _, rng := steady(t)
+			stop := w.chat(rng.Uint64(), 300)
+			for range 3 {
+				time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
+				test.take(w)
+			}
+			since := time.Now()
+			w.talk(rng, 200)
+			stop()
+			w.settle()
+			t.Log(w.check(since).clean(t))
+			if n := len(w.queues()); n != 1 || !p.alive() {
+				t.Errorf("%d queues were made; the program is alive: %v", n, p.alive())
+			}
+		})
+	}
+}
+
+// TestStreamLosesWhatZulipHas takes the newest messages out of the stream while the program is in the middle of an answer, and its connection
+// drops: nothing of the answer was acknowledged yet, so Zulip gives it again, and nothing is lost at all.
+func TestStreamLosesWhatZulipHas(t *testing.T) {
+	t.Parallel()
+	w, p, proxy, _ := steady(t)
+	stored := w.own().CachedInfo().State.LastSeq
+
+	// One answer of more than a thousand events is stored in two chunks. Before the second one, the end of the first is removed.
+	var once sync.Once
+	proxy.OnPublish(func(m natstest.Publish) (fate natstest.Fate) {
+		if !strings.HasPrefix(m.Subject, "zulip.acme.") {
+			return natstest.Pass
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		s, err := w.js.Stream(ctx, w.stream)
+		if err == nil && s.CachedInfo().State.LastSeq >= stored+1001 {
+			once.Do(func() {
+				fate = natstest.Cut
+				for seq := s.CachedInfo().State.LastSeq; err == nil && seq > stored+900; seq-- {
+					err = s.DeleteMsg(ctx, seq)
+				}
+			})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return fate
+	})
+	for range 1500 {
+		w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 7})
+	}
+	p.expect("Zulip still has what the stream lost: going on from there")
+	w.settle()
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+}
+
+// TestStreamRefuses makes the stream refuse what the program writes, each time in another way, and then makes an end of that. The
+// program says what is wrong and what can be done, keeps what it has in hand, and goes on by itself.
+func TestStreamRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		spoil   func(*world)
+		words   []string
+		mend    func(*world)
+		forgets bool // the mending is a new stream
+	}{
+		{"full", func(w *world) {
+			w.edit(func(c *jetstream.StreamConfig) {
+				c.Discard, c.MaxMsgs = jetstream.DiscardNew, int64(w.own().CachedInfo().State.Msgs)+5
+			})
+		}, []string{"stream is full", "discard policy is new", "make room or raise the limit", "while Zulip's queue keeps them"},
+			func(w *world) { w.edit(func(c *jetstream.StreamConfig) { c.MaxMsgs = -1 }) }, false},
+		{"full, and room is made", func(w *world) {
+			w.edit(func(c *jetstream.StreamConfig) {
+				c.Discard, c.MaxBytes = jetstream.DiscardNew, int64(w.own().CachedInfo().State.Bytes)+500
+			})
+		}, []string{"stream is full", "make room or raise the limit"},
+			func(w *world) { // by degrees: the limit is a little above what there is, then what is oldest goes
+				w.edit(func(c *jetstream.StreamConfig) { c.MaxBytes += 100_000 })
+			}, false},
+		{"sealed", func(w *world) { w.edit(func(c *jetstream.StreamConfig) { c.Sealed = true }) },
+			[]string{"sealed", "use another stream"},
+			func(w *world) { must(w.t, w.js.DeleteStream(w.t.Context(), w.stream)) }, true},
+		{"other subjects", func(w *world) {
+			w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"elsewhere.>"} })
+		}, []string{"nobody answers"},
+			func(w *world) { w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"zulip.acme.>"} }) }, false},
+		{"subjects of another stream", func(w *world) {
+			w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"elsewhere.>"} })
+			_, err := w.js.CreateStream(w.t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"zulip.acme.>"}})
+			must(w.t, err)
+		}, []string{"another stream captures the subject", "remove it from one of the two"},
+			func(w *world) {
+				must(w.t, w.js.DeleteStream(w.t.Context(), "OTHER"))
+				w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"zulip.acme.>"} })
+			}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w, p, _, rng := steady(t)
+			since := time.Time{}
+			if test.forgets {
+				since = time.Now()
+			}
+			test.spoil(w)
+			w.talk(rng, 60)
+			p.expect(test.words...)
+			w.talk(rng, 60)
+			time.Sleep(time.Second) // in which it could do damage
+			test.mend(w)
+			p.expect("JetStream serves us again")
+			w.settle()
+			v := w.check(since).clean(t).everyMessage(w)
+			if !test.forgets {
+				v.oneQueue(w)
+			}
+			if !p.alive() {
+				t.Error("the program ended")
+			}
+			t.Log(v)
+		})
+	}
+}
+
+// TestStreamTakesLess lowers the stream's max_msg_size under a program that runs: what fits no longer goes to the object store, with a
+// stub in its place.
+func TestStreamTakesLess(t *testing.T) {
+	t.Parallel()
+	w, p, _, rng := steady(t)
+	w.sized(20_000)
+	w.settle()
+	w.edit(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 8000 })
+	w.talk(rng, 10)
+	w.sized(20_000)
+	w.talk(rng, 10)
+	p.expect("an event is larger than a message may be", "object store")
+	w.settle()
+	v := w.check(time.Time{}).clean(t).oneQueue(w)
+	if v.stubs != 1 {
+		t.Errorf("%d stubs, want 1", v.stubs)
+	}
+	t.Log(fmt.Sprint(v))
+}

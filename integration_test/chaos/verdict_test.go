@@ -1,0 +1,334 @@
+package chaos_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// stored is one message as the stream holds it.
+type stored struct {
+	seq     uint64
+	subject string
+	header  map[string][]string
+	data    []byte
+	time    time.Time
+}
+
+func (m *stored) get(key string) string {
+	if v := m.header[key]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+func (m *stored) int(key string) (int64, bool) {
+	n, err := strconv.ParseInt(m.get(key), 10, 64)
+	return n, err == nil
+}
+
+func (m *stored) String() string {
+	return fmt.Sprintf("#%d %s %v %.200s", m.seq, m.subject, m.header, m.data)
+}
+
+// read reads the whole stream.
+func (w *world) read() []stored {
+	w.t.Helper()
+	all, err := w.readAll()
+	if err != nil {
+		w.t.Fatalf("reading stream %s: %v", w.stream, err)
+	}
+	return all
+}
+
+func (w *world) readAll() ([]stored, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s, err := w.js.Stream(ctx, w.stream)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.Info(ctx)
+	if err != nil || info.State.Msgs == 0 {
+		return nil, err
+	}
+	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return nil, err
+	}
+	messages, err := c.Messages()
+	if err != nil {
+		return nil, err
+	}
+	defer messages.Stop()
+	all := make([]stored, 0, info.State.Msgs)
+	for len(all) < int(info.State.Msgs) {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("after %d of %d messages: %w", len(all), info.State.Msgs, err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, stored{meta.Sequence.Stream, m.Subject(), m.Headers(), m.Data(), meta.Timestamp})
+	}
+	return all, nil
+}
+
+// verdict is what a comparison of the stream with what Zulip had put in the queue has come to.
+type verdict struct {
+	events   int // stored as they should be
+	lost     int
+	twice    int
+	disorder int
+	early    int // acknowledged to Zulip before they were stored
+	wrong    int // other bytes, another subject, other headers, or no business in the stream
+
+	queues   int // followed
+	records  map[string]int
+	messages map[int64]int // how often each message is there, live or refilled
+	stubs    int           // bodies that are in the object store
+	all      []stored
+	examples []string
+}
+
+func (v *verdict) String() string {
+	return fmt.Sprintf("%d events: %d lost, %d twice, %d out of order, %d acknowledged too early, %d wrong", v.events, v.lost, v.twice,
+		v.disorder, v.early, v.wrong)
+}
+
+func (v *verdict) note(counter *int, format string, args ...any) {
+	*counter++
+	if len(v.examples) < 12 {
+		v.examples = append(v.examples, fmt.Sprintf(format, args...))
+	}
+}
+
+// clean fails the test if there is anything to complain about.
+func (v *verdict) clean(t testing.TB) *verdict {
+	t.Helper()
+	if v.lost+v.twice+v.disorder+v.early+v.wrong > 0 {
+		t.Errorf("%v; for example:\n%s", v, strings.Join(v.examples, "\n"))
+	}
+	return v
+}
+
+// oneQueue fails the test if the first queue was not the only one, or if the stream tells of a gap: nothing of what happened was a reason
+// for either. Of two that start at the same time, one may have deleted the queue that it made.
+func (v *verdict) oneQueue(w *world) *verdict {
+	w.t.Helper()
+	n := 0
+	for _, q := range w.queues() {
+		if q.Dead != "deleted" {
+			n++
+		}
+	}
+	if n != 1 || v.queues != 1 || v.records["gap-opened"] > 0 {
+		w.t.Errorf("%s: %d queues were made, %d followed, %d gaps opened; there should be one queue and no gap", w.realm, n, v.queues,
+			v.records["gap-opened"])
+	}
+	return v
+}
+
+// everyMessage fails the test unless each message that was ever sent is there once, live or refilled.
+func (v *verdict) everyMessage(w *world) *verdict {
+	w.t.Helper()
+	for _, m := range w.zulip.Messages() {
+		if n := v.messages[m.ID]; n != 1 {
+			w.t.Errorf("message %d is stored %d times", m.ID, n)
+		}
+	}
+	return v
+}
+
+// wanted is an event as it has to look in the stream.
+type wanted struct {
+	subject string
+	header  map[string]string // without what differs from writer to writer
+	data    string
+	put     time.Time
+	must    bool
+}
+
+// check compares the whole stream with what Zulip had put in the queues. Call it when all is settled: then every event of a queue that
+// lives has to be there, and of a dead one every event that was acknowledged. Events that were put before since may be missing: a test
+// took them out of the stream itself.
+func (w *world) check(since time.Time) *verdict {
+	w.t.Helper()
+	ledger := map[key]*wanted{}
+	var order []key
+	for _, q := range w.queues() {
+		before := int64(-1) // the id that an event has to name as the one before it
+		for i := range q.Events {
+			e := &q.Events[i]
+			k := key{q.ID, e.ID}
+			x := &wanted{subject: "zulip." + w.realm + "." + e.Type, data: string(e.Raw), put: e.Put, header: map[string]string{
+				"Zulip-Queue-Id": q.ID, "Zulip-Event-Id": strconv.FormatInt(e.ID, 10), "Zulip-Event-Type": e.Type, "Zulip-Origin": "live",
+				"Zulip-Prev-Event-Id": strconv.FormatInt(before, 10),
+			}}
+			before = e.ID
+			if e.Op != "" {
+				x.header["Zulip-Event-Op"] = e.Op
+			}
+			if e.Type == "message" {
+				x.header["Zulip-Message-Id"] = strconv.FormatInt(e.MessageID, 10)
+			}
+			x.must = (q.Dead == "" || !e.Pruned.IsZero()) && !e.Put.Before(since)
+			ledger[k] = x
+			order = append(order, k)
+		}
+	}
+	w.mu.Lock()
+	acked := maps.Clone(w.acked)
+	w.mu.Unlock()
+
+	v := &verdict{all: w.read(), records: map[string]int{}, messages: map[int64]int{}}
+	prefix := "zulip." + w.realm + "."
+	first := map[key]*stored{}
+	newest := map[string]int64{} // by queue: the greatest id so far
+	for i := range v.all {
+		m := &v.all[i]
+		queue, record := m.get("Zulip-Queue-Id"), m.get("Bridge-Record")
+		switch {
+		case !strings.HasPrefix(m.subject, prefix):
+			v.note(&v.wrong, "a subject of somebody else: %v", m)
+			continue
+		case m.get("Bridge-Writer") == "":
+			v.note(&v.wrong, "no Bridge-Writer: %v", m)
+		}
+		if _, known := newest[queue]; !known && queue != "" {
+			newest[queue] = -1
+			v.queues++
+		}
+		if record != "" {
+			v.records[record]++
+		}
+		if record == "" || record == "skipped" {
+			if id, ok := m.int("Zulip-Message-Id"); ok && record == "" {
+				v.messages[id]++
+			}
+		}
+		id, isEvent := m.int("Zulip-Event-Id")
+		if !isEvent {
+			if _, ok := m.int("Bridge-Position"); !ok {
+				v.note(&v.wrong, "neither an event nor a record nor refilled: %v", m)
+			}
+			continue
+		}
+		k := key{queue, id}
+		x := ledger[k]
+		switch {
+		case x == nil:
+			v.note(&v.wrong, "Zulip knows of no such event: %v", m)
+			continue
+		case first[k] != nil:
+			v.note(&v.twice, "event %d is stored at #%d by %s and again: %v", id, first[k].seq, first[k].get("Bridge-Writer"), m)
+			continue
+		}
+		first[k] = m
+		if id < newest[queue] {
+			v.note(&v.disorder, "event %d comes after event %d: %v", id, newest[queue], m)
+		}
+		newest[queue] = max(newest[queue], id)
+		if at, ok := acked[k]; ok && at.Before(m.time) && x.must {
+			v.note(&v.early, "event %d was acknowledged %v before it was stored: %v", id, m.time.Sub(at), m)
+		}
+		if record == "skipped" {
+			v.events++
+			continue
+		}
+		if w.right(v, m, x) {
+			v.events++
+		}
+	}
+	for _, k := range order {
+		if x := ledger[k]; x.must && first[k] == nil {
+			at, ok := acked[k]
+			v.note(&v.lost, "event %d of queue %s, put at %v, acknowledged: %v at %v, is not stored: %.200s", k.id, k.queue,
+				x.put.Format(time.StampMicro), ok, at.Format(time.StampMicro), x.data)
+		}
+	}
+	return v
+}
+
+// right says whether an event is stored as it should be: subject, headers, and the body, which may be in the object store.
+func (w *world) right(v *verdict, m *stored, x *wanted) bool {
+	got := map[string]string{}
+	for k, all := range m.header {
+		if !strings.HasPrefix(k, "Nats-") && k != "Bridge-Writer" && !strings.HasPrefix(k, "Zulip-Object") {
+			got[k] = strings.Join(all, " AND ")
+		}
+	}
+	data := m.data
+	if object := m.get("Zulip-Object"); object != "" {
+		v.stubs++
+		var err error
+		if data, err = w.object(object); err != nil {
+			v.note(&v.wrong, "the object of a stub: %v: %v", err, m)
+			return false
+		}
+		sum := sha256.Sum256(data)
+		if digest := "SHA-256=" + hex.EncodeToString(sum[:]); m.get("Zulip-Object-Digest") != digest ||
+			m.get("Zulip-Object-Size") != strconv.Itoa(len(data)) || len(m.data) != 0 {
+			v.note(&v.wrong, "a stub that does not fit its object of %d bytes, %s: %v", len(data), digest, m)
+			return false
+		}
+	}
+	switch {
+	case m.subject != x.subject:
+		v.note(&v.wrong, "it should be on %s: %v", x.subject, m)
+	case string(data) != x.data:
+		v.note(&v.wrong, "other bytes than Zulip sent: %.300q, sent %.300q", data, x.data)
+	case !maps.Equal(got, x.header):
+		v.note(&v.wrong, "headers %v, want %v", got, x.header)
+	default:
+		return true
+	}
+	return false
+}
+
+// object reads the body behind a stub as a consumer does.
+func (w *world) object(name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	store, err := w.js.ObjectStore(ctx, "zulip_"+w.realm)
+	if err != nil {
+		return nil, err
+	}
+	return store.GetBytes(ctx, name)
+}
+
+// record is the body of one of the bridge's records, as far as tests look at it.
+type record struct {
+	Why      string `json:"why"`
+	Cause    string `json:"cause"`
+	QueueID  string `json:"queue_id"`
+	Refilled int    `json:"messages_refilled"`
+	Missing  *struct {
+		Above int64 `json:"above"`
+		UpTo  int64 `json:"up_to"`
+	} `json:"missing_event_ids"`
+}
+
+// recorded are the bodies of all records of a kind.
+func (v *verdict) recorded(t testing.TB, kind string) (found []record) {
+	t.Helper()
+	for i := range v.all {
+		if v.all[i].get("Bridge-Record") == kind {
+			var r record
+			must(t, json.Unmarshal(v.all[i].data, &r))
+			found = append(found, r)
+		}
+	}
+	return found
+}

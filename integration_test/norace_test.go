@@ -1,0 +1,8 @@
+//go:build !race
+
+package integration_test
+
+const (
+	raceDetector = false
+	defaultKills = 100
+)

@@ -1,0 +1,283 @@
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"zulip-nats/stream/natstest"
+	"zulip-nats/zulipsim"
+)
+
+// TestRestartResumes stops the program and starts it again, while people go on talking: the next event is the one behind the last stored.
+func TestRestartResumes(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	w := newWorld(t, natsServer(t))
+	for i := range 3 {
+		p := w.run("--no-lease")
+		q := w.registered()
+		w.talk(rng, 40)
+		w.settle()
+		if code, _ := p.stop(); code != 0 {
+			t.Fatalf("exit code %d", code)
+		}
+		if i > 0 && !p.says("resuming", q.ID) {
+			t.Errorf("start %d says nothing of resuming queue %s", i+1, q.ID)
+		}
+		w.talk(rng, 40) // while nobody asks
+	}
+	w.run("--no-lease")
+	w.registered()
+	w.settle()
+	w.oneQueue(w.check().clean(t))
+}
+
+// oneQueue fails the test if more than one queue was made, or a gap told of.
+func (w *world) oneQueue(f *findings) {
+	w.t.Helper()
+	if n := len(w.queues()); n != 1 || f.queues != 1 || f.records["gap-opened"] != 0 {
+		w.t.Errorf("%d queues were made, %d followed, %d gaps opened; there should be one queue and no gap", n, f.queues, f.records["gap-opened"])
+	}
+}
+
+// TestResumeAfterHeartbeats resumes after an hour in which nobody said anything: 72 heartbeats and more, in quick succession. Zulip refuses
+// an id that is older than the newest heartbeat acknowledged, so heartbeats have to be stored like everything else.
+func TestResumeAfterHeartbeats(t *testing.T) {
+	t.Parallel()
+	const hour = 72
+	var beat atomic.Int64
+	beat.Store(int64(20 * time.Millisecond))
+	w := newWorld(t, natsServer(t), func(z *zulipsim.Server) {
+		z.Heartbeat = func() time.Duration { return time.Duration(beat.Load()) }
+	})
+	p := w.run("--no-lease")
+	w.registered()
+	w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "night", Content: "good night"})
+	eventually(t, fmt.Sprintf("%d heartbeats", hour), func() bool {
+		q := w.queues()[0]
+		return q.NextID > hour && q.NewestPruned >= hour
+	})
+	p.kill()
+	w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "day", Content: "good morning"})
+	beat.Store(int64(time.Hour))
+	w.run("--no-lease")
+	w.settle()
+	f := w.check().clean(t)
+	w.oneQueue(f)
+	beats := 0
+	for i := range f.all {
+		if f.all[i].subject == "zulip.acme.heartbeat" {
+			beats++
+		}
+	}
+	if beats < hour {
+		t.Errorf("%d heartbeats are stored, want at least %d", beats, hour)
+	}
+}
+
+// TestNATSRestarts kills and stops the nats-server, a process, while events come.
+func TestNATSRestarts(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	n := natstest.StartProcess(t, "")
+	w := newWorld(t, n.URL)
+	p := w.run("--no-lease")
+	w.registered()
+	stop := w.chat(rng, 150)
+	for i, end := range []func(){n.Kill, n.Stop, n.Kill, n.Kill, n.Stop} {
+		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
+		end()
+		w.talk(rng, 100) // what waits in the queue on Zulip meanwhile
+		time.Sleep(time.Duration(rng.IntN(700)) * time.Millisecond)
+		n.Start()
+		before := w.newestPruned()
+		eventually(t, fmt.Sprintf("events to be stored after restart %d", i+1), func() bool { return w.newestPruned() > before })
+	}
+	stop()
+	w.settle()
+	f := w.check().clean(t)
+	w.oneQueue(f)
+	t.Logf("five restarts of nats-server: %v", f)
+	p.expect("connection to NATS lost")
+	p.expect("connected to NATS")
+	if !p.alive() {
+		t.Error("the program ended")
+	}
+}
+
+// newestPruned is how far the newest queue was acknowledged.
+func (w *world) newestPruned() int64 {
+	q := w.queues()
+	return q[len(q)-1].NewestPruned
+}
+
+// TestNATSNotUpAtStart starts the program before the nats-server.
+func TestNATSNotUpAtStart(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	n := natstest.StartProcess(t, "")
+	n.Stop()
+	w := newWorld(t, n.URL)
+	p := w.run()
+	line := p.expect("NATS is not there")
+	if requests := w.zulip.Requests(); len(requests) > 0 {
+		t.Errorf("Zulip was asked before there was a place to store what it says: %s %s", requests[0].Method, requests[0].Path)
+	}
+	n.Start()
+	w.registered()
+	w.talk(rng, 30)
+	w.settle()
+	w.oneQueue(w.check().clean(t))
+	if n := strings.Count(strings.Join(p.lines(), "\n"), "NATS is not there"); n != 1 {
+		t.Errorf("the log says %d times that NATS is not there", n)
+	}
+	t.Log(line)
+}
+
+// TestZulipNotUpAtStart starts the program before Zulip, and Zulip comes slowly: first nothing listens, then nginx shows its page.
+func TestZulipNotUpAtStart(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	address, free := reserve(t)
+	w := prepareWorld(t, natsServer(t))
+	w.zulip.Complain(t, w.isStored)
+	w.site = "http://" + address
+	w.writeRC(w.bot.Key)
+	p := w.run("--no-lease")
+	line := p.expect("connection refused")
+	remove := w.zulip.Fault(zulipsim.BadGateway())
+	free()
+	w.open(address)
+	page := p.expect("502")
+	remove()
+	w.registered()
+	w.talk(rng, 30)
+	w.settle()
+	w.oneQueue(w.check().clean(t))
+	t.Logf("%s\n%s", line, page)
+}
+
+// reserve gives an address on which nothing listens, and on which nobody else can, until free is called.
+func reserve(t testing.TB) (address string, free func()) {
+	t.Helper()
+	syscall.ForkLock.RLock() // no program that is started meanwhile may inherit it
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	free = sync.OnceFunc(func() { syscall.Close(fd) })
+	t.Cleanup(free)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), free
+}
+
+// TestCleanStop ends the program with SIGTERM in the middle of much traffic, again and again: exit 0 within five seconds, which is what
+// supervisors rely on, the queue is left standing, and the next start goes on with it.
+func TestCleanStop(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	w := newWorld(t, natsServer(t), unlimited)
+	stop := w.chat(rng, 200)
+	var slowest time.Duration
+	const stops = 8
+	for range stops {
+		p := w.run("--no-lease")
+		w.polling()
+		w.talk(rng, rng.IntN(2000))
+		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
+		code, took := p.stop()
+		slowest = max(slowest, took)
+		if code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		if took >= 5*time.Second {
+			t.Errorf("the end took %v", took)
+		}
+		if !p.says("stopped") {
+			t.Error("the log does not say that it stopped")
+		}
+	}
+	stop()
+	if q := w.queues(); len(q) != 1 || q[0].Dead != "" {
+		t.Fatalf("%d queues; the first is %q", len(q), q[0].Dead)
+	}
+	w.run("--no-lease")
+	w.registered()
+	w.settle()
+	f := w.check().clean(t)
+	w.oneQueue(f)
+	t.Logf("%d stops under traffic, the slowest took %v: %v", stops, slowest.Round(time.Millisecond), f)
+}
+
+// TestCleanStopWhileWaiting ends the program while nothing happens at all: a poll waits, or NATS is away.
+func TestCleanStopWhileWaiting(t *testing.T) {
+	t.Parallel()
+	n := natstest.StartProcess(t, "")
+	w := newWorld(t, n.URL)
+	for _, away := range []bool{false, true} {
+		p := w.run()
+		w.registered()
+		if away {
+			n.Kill()
+			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "nobody stores this now"})
+			p.expect("connection to NATS lost")
+		}
+		code, took := p.stop()
+		if code != 0 || took >= 5*time.Second {
+			t.Errorf("NATS away: %v: exit code %d after %v", away, code, took)
+		}
+	}
+	n.Start()
+	w.run()
+	w.registered()
+	w.settle()
+	w.oneQueue(w.check().clean(t))
+}
+
+// TestEmbeddedServer runs the program with a nats-server inside, so that each kill -9 is a crash of both.
+func TestEmbeddedServer(t *testing.T) {
+	t.Parallel()
+	rng := newRand(t)
+	address, free := reserve(t)
+	host, port, _ := strings.Cut(address, ":")
+	w := newWorld(t, "nats://"+host+":"+port, unlimited)
+	free()
+	state := t.TempDir()
+	again := func() *process {
+		w.started = time.Now()
+		return start(t, "run", "--zuliprc", w.rc, "--realm", w.realm, "--nats-port", port, "--state-dir", state)
+	}
+	p := again()
+	w.registered()
+	p.expect("embedded NATS server", state)
+	stop := w.chat(rng, 100)
+	for range 6 {
+		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
+		p.kill()
+		p = again()
+		w.polling()
+	}
+	stop()
+	w.settle()
+	f := w.check().clean(t)
+	w.oneQueue(f)
+	t.Logf("six kills of the program with the server inside: %v", f)
+	if code, took := p.stop(); code != 0 || took >= 5*time.Second {
+		t.Errorf("exit code %d after %v", code, took)
+	}
+}
