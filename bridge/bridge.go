@@ -289,6 +289,7 @@ func (b *Bridge) read(ctx context.Context) (place, error) {
 			return place{}, context.Cause(ctx)
 		}
 		if err != nil {
+			b.outage.deaf = time.Time{}
 			if err := b.cannotStore(ctx, err); err != nil {
 				return place{}, err
 			}

@@ -223,6 +223,9 @@ func (b *Bridge) put(ctx context.Context, p place, e entry) error {
 			return context.Cause(ctx)
 		}
 		if se, _ := errors.AsType[*stream.Error](err); se == nil || se.Kind != stream.Refused {
+			if se != nil && se.Kind == stream.Unclear {
+				b.outage.unanswered(b.log)
+			}
 			if err := b.cannotStore(ctx, err); err != nil {
 				return err
 			}

@@ -34,6 +34,24 @@ type outage struct {
 	since  time.Time
 	reason string
 	left   time.Duration // what was left when it was last said
+	// deaf is since when writes have had no answer while reads had; hinted, that it was said what that looks like.
+	deaf   time.Time
+	hinted bool
+}
+
+// deafFor is how long writes may go unanswered before it is said what that looks like.
+const deafFor = 10 * time.Second
+
+// unanswered notes a write without an answer, between reads that have one. A full disk shows itself by nothing else.
+func (o *outage) unanswered(log zerolog.Logger) {
+	switch now := time.Now(); {
+	case o.deaf.IsZero():
+		o.deaf = now
+	case !o.hinted && now.Sub(o.deaf) >= deafFor:
+		o.hinted = true
+		log.Error().Msg("JetStream answers reads and no writes: look at the NATS server's log, its disk (where it was full, the server has to be " +
+			"restarted when there is room again) and the stream's quorum")
+	}
 }
 
 // note says what is wrong, unless it was said. expires is when Zulip may drop the queue, zero where there is none.

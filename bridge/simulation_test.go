@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	seedCount = flag.Int("seeds", 300, "how many seeds TestSimulation runs")
+	seedCount = flag.Int("seeds", defaultSeeds, "how many seeds TestSimulation runs")
 	oneSeed   = flag.Uint64("seed", 0, "run this seed alone, again and again until it fails, and log what happens")
 	tries     = flag.Int("tries", 200, "how often at most -seed is run")
 )

@@ -78,6 +78,9 @@ func (b *Bridge) append(ctx context.Context, entries []entry, in phase) error {
 				b.stream.StepDown()
 			}
 		default:
+			if e != nil && e.Kind == stream.Unclear {
+				b.outage.unanswered(b.log)
+			}
 			if err := b.cannotStore(ctx, err); err != nil {
 				return err
 			}

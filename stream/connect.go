@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,9 +13,11 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
 )
 
@@ -84,7 +87,8 @@ func Connect(ctx context.Context, cfg ConnectConfig) (*nats.Conn, error) {
 		nats.ClosedHandler(j.closed),
 		nats.LameDuckModeHandler(j.lameDuck),
 	}
-	more, err := credentialOptions(cfg)
+	seed := &seedFile{path: cfg.NKey}
+	more, err := credentialOptions(cfg, seed)
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +96,7 @@ func Connect(ctx context.Context, cfg ConnectConfig) (*nats.Conn, error) {
 	if err != nil {
 		return nil, &ConfigError{Setting: "NATS connection", Reason: fmt.Sprintf("%s: %v", j.servers, err)}
 	}
+	seed.conn.Store(nc)
 	if ctx.Err() != nil {
 		nc.Close()
 		return nil, context.Cause(ctx)
@@ -105,7 +110,42 @@ func Connect(ctx context.Context, cfg ConnectConfig) (*nats.Conn, error) {
 	return nc, nil
 }
 
-func credentialOptions(cfg ConnectConfig) ([]nats.Option, error) {
+// seedFile signs in with the seed that its file holds at the time. nats.NkeyOptionFromSeed reads the seed anew but keeps the public key of
+// the start, which a rotated seed does not fit.
+type seedFile struct {
+	path string
+	conn atomic.Pointer[nats.Conn]
+}
+
+// pair reads the file.
+func (s *seedFile) pair() (pair nkeys.KeyPair, public string, err error) {
+	text, err := os.ReadFile(s.path)
+	if err != nil {
+		return nil, "", err
+	}
+	defer clear(text)
+	if pair, err = nkeys.ParseDecoratedNKey(text); err != nil {
+		return nil, "", err
+	}
+	public, err = pair.PublicKey()
+	return pair, public, err
+}
+
+// sign is called for each attempt, with the connection's lock held and after the public key for it was taken. So a new seed fails once
+// more, and the attempt after it is right.
+func (s *seedFile) sign(nonce []byte) ([]byte, error) {
+	pair, public, err := s.pair()
+	if err != nil {
+		return nil, err
+	}
+	defer pair.Wipe()
+	if nc := s.conn.Load(); nc != nil {
+		nc.Opts.Nkey = public
+	}
+	return pair.Sign(nonce)
+}
+
+func credentialOptions(cfg ConnectConfig, seed *seedFile) ([]nats.Option, error) {
 	var options []nats.Option
 	file := func(setting, path string) error {
 		f, err := os.Open(path)
@@ -126,11 +166,12 @@ func credentialOptions(cfg ConnectConfig) ([]nats.Option, error) {
 		if err := file("NATS nkey file", cfg.NKey); err != nil {
 			return nil, err
 		}
-		option, err := nats.NkeyOptionFromSeed(cfg.NKey)
-		if err != nil {
-			return nil, &ConfigError{Setting: "NATS nkey file", Reason: fmt.Sprintf("%s holds no user seed: %v", cfg.NKey, err)}
+		pair, public, err := seed.pair()
+		if err != nil || !nkeys.IsValidPublicUserKey(public) {
+			return nil, &ConfigError{Setting: "NATS nkey file", Reason: fmt.Sprintf("%s holds no user seed: %v", cfg.NKey, cmp.Or(err, errors.New("it is a seed of another kind")))}
 		}
-		options = append(options, option)
+		pair.Wipe()
+		options = append(options, nats.Nkey(public, seed.sign))
 	}
 	if cfg.User != "" || cfg.Password != "" {
 		options = append(options, nats.UserInfo(cfg.User, cfg.Password))

@@ -28,6 +28,7 @@ func TestNATSDiskFull(t *testing.T) {
 	}
 	p.expect("does not take events", "while Zulip's queue keeps them")
 	w.talk(rng, 50)
+	p.expect("JetStream answers reads and no writes", "its disk")
 	n.Kill() // the limit goes with the process
 	n.Start()
 	p.expect("JetStream serves us again")

@@ -345,11 +345,13 @@ func (s *Stream) Depose() {
 	s.with(func() { s.stale = &snapshot{slices.Clone(s.msgs), s.lastSeq} })
 }
 
-// Restore takes the newest n messages away and their sequences with them, as a backup or a power failure does. Writes on their way die, as
-// they do with the server.
+// Restore takes the newest n messages away and their sequences with them, as a backup or a power failure does. Writes on their way die with
+// the server, and clients have to connect again. (Were it not so, a sequence from before could fit what came after, by chance: no number
+// protects from that.)
 func (s *Stream) Restore(n int) {
 	s.with(func() {
 		s.age++
+		s.epoch++
 		n = min(n, len(s.msgs))
 		s.msgs = s.msgs[: len(s.msgs)-n : len(s.msgs)-n]
 		s.lastSeq = 0
@@ -367,9 +369,9 @@ func (s *Stream) Remove(n int) {
 	s.with(func() { s.msgs = slices.Clone(s.msgs[:max(0, len(s.msgs)-n)]) })
 }
 
-// Delete deletes the stream.
+// Delete deletes the stream; likewise.
 func (s *Stream) Delete() {
-	s.with(func() { s.gone, s.msgs, s.lastSeq, s.age = true, nil, 0, s.age+1 })
+	s.with(func() { s.gone, s.msgs, s.lastSeq, s.age, s.epoch = true, nil, 0, s.age+1, s.epoch+1 })
 }
 
 // Messages is what the stream holds.
