@@ -92,7 +92,6 @@ type Poller struct {
 
 // line is one kind of requests.
 type line struct {
-	name    string
 	backoff backoff
 	told    time.Time // a 429 forbids requests before
 	exact   bool      // the next request leaves at told, no later

@@ -73,13 +73,6 @@ func kindOf(err error) stream.Kind {
 	return 0
 }
 
-func codeOf(err error) int {
-	if e, ok := errors.AsType[*stream.Error](err); ok {
-		return e.Code
-	}
-	return 0
-}
-
 // want fails the test if err is not of that kind, or its text lacks one of the words.
 func want(t testing.TB, err error, kind stream.Kind, words ...string) {
 	t.Helper()

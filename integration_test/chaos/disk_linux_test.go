@@ -27,6 +27,7 @@ func TestNATSDiskFull(t *testing.T) {
 		w.talk(rng, 10)
 	}
 	p.expect("does not take events", "while Zulip's queue keeps them")
+	p.expect("JetStream answers reads and no writes", "look at the NATS server's log, its disk", "restarted")
 	w.talk(rng, 50)
 	p.expect("JetStream answers reads and no writes", "its disk")
 	n.Kill() // the limit goes with the process

@@ -30,7 +30,6 @@ type Stream struct {
 	mu      sync.Mutex
 	msgs    []stream.Stored // in order of their sequences
 	lastSeq uint64
-	created time.Time
 	gone    bool
 	epoch   uint64
 	age     int // how often it began anew: what was on its way to the stream before does not reach the new one
@@ -66,7 +65,6 @@ const Patience = 2 * time.Second
 // Client is one connection to the stream. It satisfies the bridge's Stream.
 type Client struct {
 	s    *Stream
-	mu   sync.Mutex
 	dead context.Context
 }
 
