@@ -207,6 +207,7 @@ func (b *Bridge) put(ctx context.Context, p place, e entry) error {
 			switch {
 			case now.last != nil && header(now.last, HeaderWriter) == b.cfg.Writer && sameEvent(&e.msg, now.last):
 				b.moved(now.cursor, e.after, now.last.Seq)
+				b.outage.over(b.log)
 				return nil
 			case now.cursor.Seq != before:
 				return errMoved

@@ -74,7 +74,8 @@ type world struct {
 	configure func(*bridge.Config) // what differs from the usual, for instances started from now on
 
 	mu        sync.Mutex
-	badDay    float64 // chance that a request to the stream goes wrong
+	luck      *rand.Rand // of the stream's clients, who draw at any time
+	badDay    float64    // chance that a request to the stream goes wrong
 	commits   sync.WaitGroup
 	lastIDs   []int64
 	truncated bool            // the stream lost something by itself
@@ -86,7 +87,7 @@ type world struct {
 // newWorld is a Zulip, an empty stream and no instance of the bridge yet. It must be made and closed in a synctest bubble.
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed}, options: poller.DefaultOptions(),
-		stored: map[string]bool{}}
+		stored: map[string]bool{}, luck: rand.New(rand.NewPCG(seed, 1))}
 	if *oneSeed != 0 {
 		w.log = zerolog.New(zerolog.ConsoleWriter{Out: t.Output(), NoColor: true, TimeFormat: "15:04:05.000"}).With().Timestamp().Logger()
 		zerolog.TimeFieldFormat = time.RFC3339Nano
@@ -304,20 +305,20 @@ func (w *world) setBadDay(p float64) {
 func (w *world) faults(op string) (f model.Fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.badDay == 0 || !model.Coin(w.rng, w.badDay) {
+	if w.badDay == 0 || !model.Coin(w.luck, w.badDay) {
 		return f
 	}
-	switch w.rng.IntN(6) {
+	switch w.luck.IntN(6) {
 	case 0:
-		f.Fail = []stream.Kind{stream.Unclear, stream.Unavailable, stream.Full, stream.Refused, stream.Forbidden}[w.rng.IntN(5)]
+		f.Fail = []stream.Kind{stream.Unclear, stream.Unavailable, stream.Full, stream.Refused, stream.Forbidden}[w.luck.IntN(5)]
 	case 1:
 		f.Deaf = true
 	case 2:
-		f.Deaf, f.Late = true, time.Duration(w.rng.IntN(20000))*time.Millisecond
+		f.Deaf, f.Late = true, time.Duration(w.luck.IntN(20000))*time.Millisecond
 	case 3:
-		f.Late = time.Duration(w.rng.IntN(500)) * time.Millisecond
+		f.Late = time.Duration(w.luck.IntN(500)) * time.Millisecond
 	case 4:
-		f.Keep = 1 + w.rng.IntN(3)
+		f.Keep = 1 + w.luck.IntN(3)
 	case 5:
 		f.Stale = true
 	}

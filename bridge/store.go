@@ -89,6 +89,7 @@ func (b *Bridge) append(ctx context.Context, entries []entry, in phase) error {
 			return err
 		}
 	}
+	b.outage.over(b.log) // found stored
 	return nil
 }
 

@@ -334,7 +334,7 @@ func diagnose(err error) (state, message string) {
 		return "tls", "TLS with NATS fails; check the CA file, the client certificate and the host name in the URL; trying on"
 	case errors.Is(err, nats.ErrNoInfoReceived), operation == "read" && strings.Contains(text, "timeout"),
 		strings.Contains(text, "invalid character"):
-		return "stranger", "what listens there is no NATS server; check the URL; trying on"
+		return "stranger", "what listens there is no NATS server, or one that hangs; check the URL and the server; trying on"
 	case operation == "dial", errors.Is(err, nats.ErrNoServers):
 		return "absent", "NATS is not there; waiting for it"
 	}

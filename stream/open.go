@@ -427,7 +427,7 @@ func (s *Stream) create(ctx context.Context, name string) (*streamInfo, error) {
 		return nil, bad("max_bytes", "; choose a max_bytes that fits, or raise the limit")
 	case 10027:
 		return nil, bad("max streams", "")
-	case 10052, 10025, 10053, 10049:
+	case 10052, 10025, 10053:
 		return nil, bad("settings", "; make the stream by hand (nats stream add) and give its name")
 	}
 	if e.Kind == Forbidden {

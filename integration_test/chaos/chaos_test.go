@@ -147,9 +147,15 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 		serverShare = *kills / 16 // each takes an election, and that some seconds
 	}
 	var bridges sync.WaitGroup
+	over, end := context.WithCancel(t.Context())
+	defer bridges.Wait() // where the test ends early, nothing may be started any more
+	defer end()
 	for _, c := range all {
 		bridges.Go(func() {
 			for range max(1, share) {
+				if over.Err() != nil {
+					return
+				}
 				if err := c.act(); err != nil {
 					t.Errorf("%s: %v", c.name, err)
 					return
