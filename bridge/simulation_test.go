@@ -78,7 +78,8 @@ type world struct {
 	badDay    float64    // chance that a request to the stream goes wrong
 	commits   sync.WaitGroup
 	lastIDs   []int64
-	truncated bool            // the stream lost something by itself
+	truncated bool // the stream lost something by itself
+	acks      sync.Mutex
 	seen      int             // how much of what the stream ever stored is in stored
 	stored    map[string]bool // "queue id"
 	odd       int
@@ -361,8 +362,8 @@ type key struct {
 
 // checkAck is called for each event that Zulip is about to forget: it must have been stored.
 func (w *world) checkAck(queue string, id int64, raw []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.acks.Lock() // not mu: the stream asks for that with its own lock held
+	defer w.acks.Unlock()
 	for _, m := range w.jet.Ever(w.seen) {
 		w.seen++
 		w.stored[first(m, bridge.HeaderQueueID)+" "+first(m, bridge.HeaderEventID)] = true

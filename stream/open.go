@@ -421,7 +421,9 @@ func (s *Stream) create(ctx context.Context, name string) (*streamInfo, error) {
 	case 10065:
 		return nil, bad("subjects", fmt.Sprintf("; another stream of this account captures a part of %s: name it, or change its subjects",
 			s.cfg.Filter))
-	case 10074, 10005:
+	case 10005: // no peers, or one of them is away: it may come back
+		return nil, errorf(Unavailable, "%w; it may be that a server is down: lower the number of replicas, add servers, or wait", e)
+	case 10074:
 		return nil, bad("num_replicas", "; lower the number of replicas, or add servers")
 	case 10047, 10028, 10113, 10122:
 		return nil, bad("max_bytes", "; choose a max_bytes that fits, or raise the limit")
