@@ -164,9 +164,7 @@ func TestReplicatedStream(t *testing.T) {
 				c.StreamLeader(name).Restart()
 				continue
 			}
-			if _, err := c[0].Conn().Request("$JS.API.STREAM.LEADER.STEPDOWN."+name, nil, 10*time.Second); err != nil {
-				t.Error(err)
-			}
+			c.StepDown(name)
 		}
 		if err := <-done; err != nil {
 			t.Fatalf("%s: %v", path, err)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
 )
 
@@ -214,28 +215,38 @@ func (p *objectPut) post(n, room int) error {
 	return p.drain(room - 1)
 }
 
-// drain waits until at most so many messages are unacknowledged.
+// drain waits until at most so many messages are unacknowledged. Once one of them is refused it waits for the answers to all of them: a
+// smaller one may still fit where a larger one did not, and has to have landed before it is purged.
 func (p *objectPut) drain(most int) error {
+	var refusal error
 	for p.inAir > most {
 		msg, err := p.next()
 		if err != nil {
-			return err
+			return cmp.Or(refusal, err)
 		}
 		if !strings.HasPrefix(msg.Subject, p.prefix) {
 			continue
 		}
-		p.startTimer()
-		a, err := p.parse(msg)
-		switch {
-		case err != nil:
-			return err
-		case a.Error != nil:
-			return newAPIError(p.what, a.Error)
-		case a.Stream != p.stream || a.Domain != p.domain:
-			return errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q; two streams capture the "+
-				"same subjects", p.what, a.Stream, a.Domain, p.stream, p.domain)
-		}
 		p.inAir--
+		p.startTimer()
+		if err := p.acknowledged(msg); err != nil && refusal == nil {
+			refusal, most = err, 0
+		}
+	}
+	return refusal
+}
+
+// acknowledged says nothing if the answer is that the store has the message.
+func (p *objectPut) acknowledged(msg *nats.Msg) error {
+	a, err := p.parse(msg)
+	switch {
+	case err != nil:
+		return err
+	case a.Error != nil:
+		return newAPIError(p.what, a.Error)
+	case a.Stream != p.stream || a.Domain != p.domain:
+		return errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q; two streams capture the "+
+			"same subjects", p.what, a.Stream, a.Domain, p.stream, p.domain)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // patience is how long a server may take to do what it should do; a slow machine needs it.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 // Server is a nats-server with JetStream inside the test process.
 type Server struct {
@@ -159,6 +159,8 @@ func (c Cluster) WaitForLeader() {
 	})
 }
 
+const stepDown = "$JS.API.STREAM.LEADER.STEPDOWN." // API subject
+
 // StreamLeader returns the server that leads a stream of the global account, waiting until there is one.
 func (c Cluster) StreamLeader(stream string) *Server {
 	c[0].t.Helper()
@@ -183,8 +185,19 @@ func (c Cluster) MoveLeader(stream string, to *Server) {
 		if c.StreamLeader(stream) == to {
 			return true
 		}
-		_, _ = nc.Request("$JS.API.STREAM.LEADER.STEPDOWN."+stream, request, patience)
+		_, _ = nc.Request(stepDown+stream, request, time.Second)
 		return false
+	})
+}
+
+// StepDown makes the leader of a stream of the global account give up its place. It asks until it is answered: a server that is just
+// changing its leaders may say nothing.
+func (c Cluster) StepDown(stream string) {
+	c[0].t.Helper()
+	nc := c[0].Conn()
+	wait(c[0].t, "the leader of stream "+stream+" to step down", func() bool {
+		_, err := nc.Request(stepDown+stream, nil, time.Second)
+		return err == nil
 	})
 }
 
