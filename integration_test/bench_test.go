@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
@@ -60,7 +61,7 @@ func (w *world) drain(n, size int) time.Duration {
 		time.Sleep(time.Millisecond)
 	}
 	took := time.Since(began)
-	m, err := w.lastStored()
+	m, err := w.last()
 	if err != nil || m == nil || m.Header.Get("Zulip-Event-Id") != strconv.FormatInt(q.NextID+int64(n)-1, 10) {
 		w.t.Fatalf("the newest message is not the last event: %v, %v", m, err)
 	}
@@ -133,7 +134,7 @@ func newBareLoop(b *testing.B, url string, path stream.Path, size int) *bareLoop
 		b.Fatal(err)
 	}
 	b.Cleanup(nc.Close)
-	s, err := stream.Open(b.Context(), nc, stream.Config{Realm: "bare", Filter: "zulip.bare.>", Path: path, AckTimeout: patience})
+	s, err := stream.Open(b.Context(), nc, stream.Config{Realm: "bare", Filter: "zulip.bare.>", Path: path, AckTimeout: harness.Patience})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -184,14 +185,14 @@ func BenchmarkMemory(b *testing.B) {
 				w := newQuietWorld(b, natstest.StartProcess(b, "").URL, unlimited, func(z *zulipsim.Server) { z.Forget = true })
 				p := w.run("--no-lease")
 				w.registered()
-				idle := peak(b, p.cmd.Process.Pid)
+				idle := peak(b, p.PID())
 				took := w.drain(c.bytes/size, size)
-				b.ReportMetric(peak(b, p.cmd.Process.Pid), "peak-MiB")
+				b.ReportMetric(peak(b, p.PID()), "peak-MiB")
 				b.ReportMetric(idle, "idle-MiB")
 				b.ReportMetric(float64(c.bytes)/1e6/took.Seconds(), "MB/s")
 				b.ReportMetric(0, "ns/op")
-				if code, _ := p.stop(); code != 0 {
-					b.Errorf("exit code %d", code)
+				if _, err := p.Stop(); err != nil {
+					b.Error(err)
 				}
 			}
 		})

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 )
@@ -193,7 +194,7 @@ func TestCapturedAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	apiKey := strings.Repeat("capturedKey00000", 2)
-	keepSecret(apiKey)
+	harness.KeepSecret(apiKey)
 	queues := capturedQueues(t)
 	kinds := map[string]bool{}
 	events := 0
@@ -213,23 +214,23 @@ func TestCapturedAnswers(t *testing.T) {
 			realm := fmt.Sprintf("captured-%d", i)
 			done := make(chan struct{})
 			zulip := q.serve(t, done)
-			log := newJournal(t)
+			log := harness.NewJournal(t, "the bridge")
 			stop := runInside(t, url, realm, poller.Account{Email: botEmail, Key: apiKey, Site: zulip.URL}, stream.PathAuto, zerolog.New(log))
 			select {
 			case <-done:
 			case <-t.Context().Done():
 			}
 			stop()
-			all, err := readStream(js, "ZULIP_"+realm)
+			all, err := harness.ReadStream(js, "ZULIP_"+realm)
 			if err != nil {
 				t.Errorf("queue %s: %v", q.id, err)
 				return
 			}
-			ledger := map[key]*wanted{}
+			ledger := map[harness.EventKey]*wanted{}
 			for _, ev := range q.events {
 				x := want(realm, q.id, ev.typ, ev.op, ev.message, ev.id, []byte(ev.raw))
 				x.must = true
-				ledger[key{q.id, ev.id}] = x
+				ledger[harness.EventKey{Queue: q.id, ID: ev.id}] = x
 			}
 			f := compare(realm, all, ledger).clean(t)
 			if f.events != len(q.events) {
@@ -305,8 +306,8 @@ func TestEveryType(t *testing.T) {
 	w.settle()
 	last := w.read()
 	m := last[len(last)-1]
-	if got, want := m.get("Zulip-Event-Op"), "with%20blank,%20%C3%9C%20and%20%0A"; got != want || m.subject != "zulip.acme.odd_op" {
-		t.Errorf("the op is in the header as %q on %s, want %q", got, m.subject, want)
+	if got, want := m.Get("Zulip-Event-Op"), "with%20blank,%20%C3%9C%20and%20%0A"; got != want || m.Subject != "zulip.acme.odd_op" {
+		t.Errorf("the op is in the header as %q on %s, want %q", got, m.Subject, want)
 	}
 }
 

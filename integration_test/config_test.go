@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -29,7 +30,7 @@ func TestOperatorsOwnStream(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			rng := newRand(t)
+			rng := harness.Rand(t)
 			w := newWorld(t, natsServer(t))
 			before := w.makeStream(c.config)
 			// Somebody else's messages are none of our business, and none of ours.
@@ -45,7 +46,7 @@ func TestOperatorsOwnStream(t *testing.T) {
 			w.talk(rng, 300)
 			w.zulip.Up()
 			w.settle()
-			p.kill()
+			p.Kill()
 			w.talk(rng, 10)
 			w.run(append([]string{"--no-lease"}, c.args...)...)
 			w.registered()
@@ -130,10 +131,10 @@ func TestStreamThatBreaksThePromise(t *testing.T) {
 				}
 			}
 			p := w.run("--stream", "BROKEN")
-			if code := p.wait(); code != 78 {
+			if code := p.ExitCode(); code != 78 {
 				t.Errorf("exit code %d, want 78", code)
 			}
-			t.Log(p.expect("BROKEN", c.says))
+			t.Log(p.Expect("BROKEN", c.says))
 			if n := len(w.queues()); n > 0 {
 				t.Errorf("%d queues were registered", n)
 			}
@@ -145,7 +146,7 @@ func TestStreamThatBreaksThePromise(t *testing.T) {
 func TestAccountWithoutJetStream(t *testing.T) {
 	t.Parallel()
 	const password = "thePasswordOfPoor"
-	keepSecret(password)
+	harness.KeepSecret(password)
 	n := natstest.StartProcess(t, `accounts {
 		RICH { jetstream: enabled, users: [{ user: rich, password: wealth }] }
 		POOR { users: [{ user: poor, password: `+password+` }] }
@@ -153,12 +154,12 @@ func TestAccountWithoutJetStream(t *testing.T) {
 	w := newWorld(t, strings.Replace(n.URL, "://", "://rich:wealth@", 1))
 	w.nats = n.URL
 	p := w.run("--nats-user", "poor", "--nats-password", password)
-	if code := p.wait(); code != 78 {
+	if code := p.ExitCode(); code != 78 {
 		t.Errorf("exit code %d, want 78", code)
 	}
-	t.Log(p.expect("JetStream", "account"))
+	t.Log(p.Expect("JetStream", "account"))
 	w.nats = strings.Replace(n.URL, "://", "://poor:"+password+"@", 1)
-	if code := w.run().wait(); code != 78 {
+	if code := w.run().ExitCode(); code != 78 {
 		t.Errorf("with the password in the URL: exit code %d, want 78", code)
 	}
 }
@@ -166,7 +167,7 @@ func TestAccountWithoutJetStream(t *testing.T) {
 // TestUnusableZuliprc ends the program with 78 and a sentence that names the file.
 func TestUnusableZuliprc(t *testing.T) {
 	key := strings.Repeat("unusableKey00000", 2)
-	keepSecret(key)
+	harness.KeepSecret(key)
 	url := natsServer(t)
 	for _, c := range []struct{ name, text, says string }{
 		{"missing", "", "zuliprc"},
@@ -183,13 +184,13 @@ func TestUnusableZuliprc(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "zuliprc")
 			if c.text != "" {
-				writeFile(t, path, c.text)
+				harness.WriteFile(t, path, c.text)
 			}
 			p := start(t, "run", "--zuliprc", path, "--nats-url", url)
-			if code := p.wait(); code != 78 {
+			if code := p.ExitCode(); code != 78 {
 				t.Errorf("exit code %d, want 78", code)
 			}
-			t.Log(p.expect(c.says))
+			t.Log(p.Expect(c.says))
 		})
 	}
 }
@@ -212,10 +213,10 @@ func TestUsage(t *testing.T) {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
 			t.Parallel()
 			p := start(t, c.args...)
-			if code := p.wait(); code != 2 {
+			if code := p.ExitCode(); code != 2 {
 				t.Errorf("exit code %d, want 2", code)
 			}
-			t.Log(p.expect(c.says))
+			t.Log(p.Expect(c.says))
 		})
 	}
 }
@@ -228,13 +229,13 @@ func TestAnotherOrganization(t *testing.T) {
 	p := w.run("--no-lease")
 	w.registered()
 	w.settle()
-	p.stop()
+	p.Stop()
 	other := newWorld(t, url, func(z *zulipsim.Server) { z.RealmName = "Other" })
 	p = other.run("--no-lease")
-	if code := p.wait(); code != 78 {
+	if code := p.ExitCode(); code != 78 {
 		t.Errorf("exit code %d, want 78", code)
 	}
-	t.Log(p.expect("site", w.site))
+	t.Log(p.Expect("site", w.site))
 	if n := len(other.queues()); n > 0 {
 		t.Errorf("%d queues were registered", n)
 	}

@@ -4,15 +4,14 @@
 // log what happened.
 //
 // The nats-server runs inside the test process, or as a process that can be killed (package natstest). The bridge is the program
-// itself, built once by TestMain, except where a test needs no process: then the same parts run inside the test. Every test runs its own
-// servers, so all of them run at the same time. Nothing depends on how fast the machine is: tests wait for what has to come, with
-// limits that a busy machine does not reach.
+// itself (package harness), except where a test needs no process: then the same parts run inside the test. Every test runs its own
+// servers, so all of them run at the same time.
 //
 //	go test ./integration_test                                       all tests
 //	go test ./integration_test -run TestKill -kills 1000 -v          more kills, and their figures
 //	go test ./integration_test -run TestKill -seed 4711              the same kills again
 //	go test ./integration_test -run '^$' -bench . -benchtime 1x      the benchmarks: speed as a ratio, and peak memory
 //
-// harness_test.go starts things, ledger_test.go compares what the stream holds with what Zulip had put in its queues; both are used by
-// every test. The other files are named after what they put the product through.
+// world_test.go sets up Zulip and a realm's place on NATS, ledger_test.go compares what the stream holds with what Zulip had put in its
+// queues; both are used by every test. The other files are named after what they put the product through.
 package integration

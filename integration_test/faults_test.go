@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/zulipsim"
 )
 
@@ -20,7 +21,7 @@ func TestTenFaults(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		// run starts the program, lets the fault happen and end, and gives the program.
-		run func(w *world, rng *rand.Rand) *process
+		run func(w *world, rng *rand.Rand) *harness.Process
 		// says are words that the log has to have in one line, for each line that is asked for.
 		says [][]string
 		// queues is how many queues may be followed in the end; 0: more than one.
@@ -41,11 +42,11 @@ func TestTenFaults(t *testing.T) {
 			t.Parallel()
 			w := prepareWorld(t, natsServer(t))
 			w.zulip.Complain(t, w.isStored)
-			p := c.run(w, newRand(t))
+			p := c.run(w, harness.Rand(t))
 			w.registered()
 			w.settle()
 			f := w.check().clean(t)
-			if !p.alive() {
+			if !p.Alive() {
 				t.Error("the program ended")
 			}
 			if c.queues == 1 {
@@ -65,7 +66,7 @@ func TestTenFaults(t *testing.T) {
 			}
 			var said []string
 			for _, words := range c.says {
-				said = append(said, p.expect(words...))
+				said = append(said, p.Expect(words...))
 			}
 			t.Logf("%v; in the log's words:\n%s", f, strings.Join(said, "\n"))
 		})
@@ -80,11 +81,11 @@ func keyRefusedAtStart(t *testing.T) {
 	w.writeRC(strings.Repeat("wrongKey", 4))
 	began := time.Now()
 	p := w.run("--no-lease")
-	if code := p.wait(); code != 78 {
+	if code := p.ExitCode(); code != 78 {
 		t.Errorf("exit code %d, want 78", code)
 	}
 	w.rate(began)
-	t.Log(p.expect("Invalid API key", "401"))
+	t.Log(p.Expect("Invalid API key", "401"))
 	if len(w.queues()) > 0 {
 		t.Error("a queue was registered")
 	}
@@ -117,7 +118,7 @@ func (w *world) during(rng *rand.Rand) {
 }
 
 // begin opens Zulip, starts the program, and lets it store a few events.
-func (w *world) begin(rng *rand.Rand) *process {
+func (w *world) begin(rng *rand.Rand) *harness.Process {
 	w.open("127.0.0.1:0")
 	p := w.run("--no-lease")
 	w.registered()
@@ -126,7 +127,7 @@ func (w *world) begin(rng *rand.Rand) *process {
 	return p
 }
 
-func deadForEver(w *world, rng *rand.Rand) *process {
+func deadForEver(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	remove := w.zulip.Fault(zulipsim.Fault{On: zulipsim.Events, Status: http.StatusBadRequest,
 		Body: `{"result":"error","msg":"Bad event queue ID: gone","code":"BAD_EVENT_QUEUE_ID","queue_id":"gone"}` + "\n"})
@@ -138,7 +139,7 @@ func deadForEver(w *world, rng *rand.Rand) *process {
 	return p
 }
 
-func expiresOnce(w *world, rng *rand.Rand) *process {
+func expiresOnce(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	began := time.Now()
 	w.zulip.ExpireAll()
@@ -150,7 +151,7 @@ func expiresOnce(w *world, rng *rand.Rand) *process {
 	return p
 }
 
-func expiresThenTwo502(w *world, rng *rand.Rand) *process {
+func expiresThenTwo502(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	f := zulipsim.BadGateway()
 	f.On, f.Times = zulipsim.Register, 2
@@ -173,7 +174,7 @@ func expiresThenTwo502(w *world, rng *rand.Rand) *process {
 	return p
 }
 
-func html502(w *world, rng *rand.Rand) *process {
+func html502(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	remove := w.zulip.Fault(zulipsim.BadGateway())
 	w.zulip.Down()
@@ -185,7 +186,7 @@ func html502(w *world, rng *rand.Rand) *process {
 }
 
 // retryAfter relies on the simulator to complain about a request that comes too soon.
-func retryAfter(w *world, rng *rand.Rand) *process {
+func retryAfter(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	f := zulipsim.TooMany("5")
 	f.On = zulipsim.Events
@@ -206,7 +207,7 @@ func retryAfter(w *world, rng *rand.Rand) *process {
 	return p
 }
 
-func keyRefusedInMidStream(w *world, rng *rand.Rand) *process {
+func keyRefusedInMidStream(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	remove := w.zulip.Fault(zulipsim.Unauthorized())
 	w.talk(rng, 1) // wakes the poll
@@ -217,10 +218,10 @@ func keyRefusedInMidStream(w *world, rng *rand.Rand) *process {
 }
 
 // keyRotated is what an operator does: a new key at Zulip, and some seconds later in the file.
-func keyRotated(w *world, rng *rand.Rand) *process {
+func keyRotated(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	fresh := w.bot.RegenerateKey()
-	keepSecret(fresh)
+	harness.KeepSecret(fresh)
 	w.during(rng)
 	w.writeRC(fresh)
 	w.talk(rng, 15)
@@ -228,7 +229,7 @@ func keyRotated(w *world, rng *rand.Rand) *process {
 }
 
 // heartbeatInBatch lets one answer hold a message, a heartbeat and a message.
-func heartbeatInBatch(w *world, rng *rand.Rand) *process {
+func heartbeatInBatch(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	w.inOneAnswer(func() {
 		w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "before"})
@@ -239,7 +240,7 @@ func heartbeatInBatch(w *world, rng *rand.Rand) *process {
 }
 
 // unknownTypeInBatch lets one answer hold events of types that the program has never heard of, and that are no types at all.
-func unknownTypeInBatch(w *world, rng *rand.Rand) *process {
+func unknownTypeInBatch(w *world, rng *rand.Rand) *harness.Process {
 	p := w.begin(rng)
 	w.inOneAnswer(func() {
 		w.zulip.EmitRaw(`{"type":"shiny_new_thing","op":"sparkle","what":{"deep":[1,{"er":null}]},"id":%ID%}`)
@@ -266,14 +267,14 @@ func (w *world) inOneAnswer(happen func()) {
 	w.t.Error("the events were not in one answer")
 }
 
-func zulipDownAtStart(w *world, rng *rand.Rand) *process {
+func zulipDownAtStart(w *world, rng *rand.Rand) *harness.Process {
 	address, free := reserve(w.t)
 	w.site = "http://" + address
 	w.writeRC(w.bot.Key)
 	p := w.run("--no-lease")
-	p.expect("connection refused")
+	p.Expect("connection refused")
 	time.Sleep(faultWindow)
-	if n := len(p.lines()); n > 40 {
+	if n := len(p.Lines()); n > 40 {
 		w.t.Errorf("%d lines of log in %v", n, faultWindow)
 	}
 	free()

@@ -4,13 +4,15 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"zulip-nats/integration_test/harness"
 )
 
 // TestKill9 kills the program with SIGKILL at moments that chance picks, while people talk, one after the other and all at once, and starts
 // it again: nothing lost, nothing twice, everything in order, and all of it in one queue.
 func TestKill9(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited)
 	killed(w, rng, *kills, func() time.Duration {
 		switch dice := rng.IntN(10); {
@@ -27,7 +29,7 @@ func TestKill9(t *testing.T) {
 // TestKill9WithLease does it a few times while the program has to get its lease back first, which the dead one still holds.
 func TestKill9WithLease(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited)
 	killed(w, rng, min(4, *kills), func() time.Duration { return time.Duration(1500+rng.IntN(1500)) * time.Millisecond }, "--lease-ttl", "2s")
 }
@@ -45,7 +47,7 @@ func killed(w *world, rng *rand.Rand, n int, life func() time.Duration, args ...
 			w.talk(rng, 50+rng.IntN(400))
 			time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)
 		}
-		p.kill()
+		p.Kill()
 		p = w.run(args...)
 	}
 	took := time.Since(began)

@@ -2,7 +2,6 @@ package integration_test
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -12,83 +11,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"zulip-nats/integration_test/harness"
 )
 
-// stored is one message as the stream holds it.
-type stored struct {
-	seq     uint64
-	subject string
-	header  map[string][]string
-	data    []byte
-	time    time.Time
-}
-
-func (m *stored) get(key string) string {
-	if v := m.header[key]; len(v) > 0 {
-		return v[0]
-	}
-	return ""
-}
-
-func (m *stored) int(key string) (int64, bool) {
-	n, err := strconv.ParseInt(m.get(key), 10, 64)
-	return n, err == nil
-}
-
-// record is which record of the bridge's own this is; "" for Zulip's events and messages.
-func (m *stored) record() string { return m.get("Bridge-Record") }
-
-func (m *stored) String() string {
-	body := string(m.data[:min(len(m.data), 300)])
-	return fmt.Sprintf("#%d %s %v %s", m.seq, m.subject, m.header, body)
-}
-
 // read reads the whole stream.
-func (w *world) read() []stored {
+func (w *world) read() []harness.Stored {
 	w.t.Helper()
-	all, err := readStream(w.js, w.stream)
+	all, err := harness.ReadStream(w.js, w.stream)
 	if err != nil {
 		w.t.Fatalf("reading stream %s: %v", w.stream, err)
 	}
 	return all
-}
-
-func readStream(js jetstream.JetStream, name string) ([]stored, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	s, err := js.Stream(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	info, err := s.Info(ctx)
-	if err != nil || info.State.Msgs == 0 {
-		return nil, err
-	}
-	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		return nil, err
-	}
-	messages, err := c.Messages()
-	if err != nil {
-		return nil, err
-	}
-	defer messages.Stop()
-	all := make([]stored, 0, info.State.Msgs)
-	for {
-		m, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return nil, fmt.Errorf("after %d of %d messages: %w", len(all), info.State.Msgs, err)
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, stored{meta.Sequence.Stream, m.Subject(), m.Headers(), m.Data(), meta.Timestamp})
-		if meta.Sequence.Stream >= info.State.LastSeq {
-			return all, nil
-		}
-	}
 }
 
 // isStored says whether an event that Zulip is about to forget is safe. Events are stored in order, which [world.check] proves in the end,
@@ -99,8 +32,8 @@ func (w *world) isStored(queue string, id int64) bool {
 	if at, ok := w.acked[queue]; ok && id <= at {
 		return true
 	}
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		m, err := w.lastStored()
+	for deadline := time.Now().Add(harness.Patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		m, err := w.last()
 		if err != nil {
 			continue // the nats-server is down: it will tell when it is up again
 		}
@@ -117,24 +50,18 @@ func (w *world) isStored(queue string, id int64) bool {
 			}
 			return err == nil && id <= at
 		}
-		all, err := readStream(w.js, w.stream)
+		all, err := harness.ReadStream(w.js, w.stream)
 		if err != nil {
 			continue
 		}
 		for i := range all {
-			if at, ok := all[i].int("Zulip-Event-Id"); ok && all[i].get("Zulip-Queue-Id") == queue && at == id {
+			if at, ok := all[i].Int("Zulip-Event-Id"); ok && all[i].Get("Zulip-Queue-Id") == queue && at == id {
 				return true
 			}
 		}
 		return false
 	}
 	return false
-}
-
-// key names an event: ids count anew in each queue.
-type key struct {
-	queue string
-	id    int64
 }
 
 // findings is what a comparison of the stream with Zulip's ledger has come to.
@@ -148,7 +75,7 @@ type findings struct {
 	messages map[int64]int
 	records  map[string]int
 
-	all      []stored
+	all      []harness.Stored
 	examples []string
 }
 
@@ -224,11 +151,11 @@ func isToken(s string) bool {
 func (w *world) check() *findings {
 	w.t.Helper()
 	all := w.read()
-	ledger := map[key]*wanted{}
+	ledger := map[harness.EventKey]*wanted{}
 	polled := map[string]bool{}
 	now := ""
 	for i := range all {
-		if q := all[i].get("Zulip-Queue-Id"); q != "" {
+		if q := all[i].Get("Zulip-Queue-Id"); q != "" {
 			now = q
 		}
 	}
@@ -240,7 +167,7 @@ func (w *world) check() *findings {
 			}
 			x := want(w.realm, q.ID, e.Type, e.Op, e.MessageID, e.ID, e.Raw)
 			x.must = q.ID == now && q.Dead == "" || !e.Pruned.IsZero()
-			ledger[key{q.ID, e.ID}] = x
+			ledger[harness.EventKey{Queue: q.ID, ID: e.ID}] = x
 			polled[q.ID] = true
 		}
 	}
@@ -248,55 +175,55 @@ func (w *world) check() *findings {
 }
 
 // compare is the comparison itself.
-func compare(realm string, all []stored, ledger map[key]*wanted) *findings {
+func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wanted) *findings {
 	f := &findings{all: all, messages: map[int64]int{}, records: map[string]int{}}
-	seen := map[key]bool{}
+	seen := map[harness.EventKey]bool{}
 	chain := map[string]int64{} // by queue: the id that the next event has to name as the one before it
 	messages := map[int64]uint64{}
 	prefix := "zulip." + realm + "."
 	for i := range all {
 		m := &all[i]
-		if !strings.HasPrefix(m.subject, prefix) {
+		if !strings.HasPrefix(m.Subject, prefix) {
 			continue // somebody else's
 		}
-		if m.get("Bridge-Writer") == "" {
+		if m.Get("Bridge-Writer") == "" {
 			f.note(&f.wrong, "no Bridge-Writer: %v", m)
 		}
-		queue := m.get("Zulip-Queue-Id")
+		queue := m.Get("Zulip-Queue-Id")
 		if _, known := chain[queue]; !known && queue != "" {
 			chain[queue] = -1
 			f.queues++
 		}
-		record, origin := m.record(), m.get("Zulip-Origin")
+		record, origin := m.Record(), m.Get("Zulip-Origin")
 		if record != "" {
 			f.records[record]++
-			if !strings.HasPrefix(m.subject, prefix+"bridge.") {
+			if !strings.HasPrefix(m.Subject, prefix+"bridge.") {
 				f.note(&f.wrong, "a record on a subject for events: %v", m)
 			}
 		}
 		if origin == "backfill" || record == "" && origin == "live" {
-			if id, ok := m.int("Zulip-Message-Id"); ok {
+			if id, ok := m.Int("Zulip-Message-Id"); ok {
 				if before, twice := messages[id]; twice {
 					f.note(&f.twice, "message %d is stored at #%d and again: %v", id, before, m)
 				}
-				messages[id] = m.seq
+				messages[id] = m.Seq
 				f.messages[id]++
 			}
 		}
 		if origin == "backfill" {
-			if m.subject != prefix+"message" || m.get("Zulip-Event-Id") != "" || m.get("Bridge-Position") == "" {
+			if m.Subject != prefix+"message" || m.Get("Zulip-Event-Id") != "" || m.Get("Bridge-Position") == "" {
 				f.note(&f.wrong, "no refilled message should look like this: %v", m)
 			}
 			continue
 		}
-		id, isEvent := m.int("Zulip-Event-Id")
+		id, isEvent := m.Int("Zulip-Event-Id")
 		if !isEvent {
 			if record == "" {
 				f.note(&f.wrong, "neither an event nor a record: %v", m)
 			}
 			continue
 		}
-		k := key{queue, id}
+		k := harness.EventKey{Queue: queue, ID: id}
 		x := ledger[k]
 		switch {
 		case x == nil:
@@ -320,7 +247,7 @@ func compare(realm string, all []stored, ledger map[key]*wanted) *findings {
 			continue
 		}
 		got := map[string]string{}
-		for k, v := range m.header {
+		for k, v := range m.Header {
 			if !strings.HasPrefix(k, "Nats-") && k != "Bridge-Writer" {
 				got[k] = strings.Join(v, " AND ")
 			}
@@ -333,20 +260,20 @@ func compare(realm string, all []stored, ledger map[key]*wanted) *findings {
 		switch {
 		case x.rejected:
 			f.note(&f.wrong, "this cannot stand on a subject of its own: %v", m)
-		case m.subject != x.subject:
-			f.note(&f.wrong, "event %d is on %s and not on %s: %v", id, m.subject, x.subject, m)
-		case string(m.data) != x.data:
-			f.note(&f.wrong, "event %d has other bytes than Zulip sent: %q, sent %q", id, m.data, x.data)
+		case m.Subject != x.subject:
+			f.note(&f.wrong, "event %d is on %s and not on %s: %v", id, m.Subject, x.subject, m)
+		case string(m.Data) != x.data:
+			f.note(&f.wrong, "event %d has other bytes than Zulip sent: %q, sent %q", id, m.Data, x.data)
 		case !maps.Equal(got, expected):
 			f.note(&f.wrong, "event %d has headers %v, want %v", id, got, expected)
 		default:
 			f.events++
 		}
 	}
-	byQueue := func(a, b key) int { return cmp.Or(cmp.Compare(a.queue, b.queue), cmp.Compare(a.id, b.id)) }
+	byQueue := func(a, b harness.EventKey) int { return cmp.Or(cmp.Compare(a.Queue, b.Queue), cmp.Compare(a.ID, b.ID)) }
 	for _, k := range slices.SortedFunc(maps.Keys(ledger), byQueue) {
 		if x := ledger[k]; x.must && !seen[k] {
-			f.note(&f.lost, "event %d of queue %s is not stored: %.300s", k.id, k.queue, x.data)
+			f.note(&f.lost, "event %d of queue %s is not stored: %.300s", k.ID, k.Queue, x.data)
 		}
 	}
 	return f

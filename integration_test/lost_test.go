@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/zulipsim"
 )
 
@@ -88,12 +89,13 @@ type record struct {
 	MessageID      int64           `json:"message_id"`
 }
 
-func (m *stored) body(t testing.TB) (r record) {
+// body is what a record says.
+func body(t testing.TB, m *harness.Stored) (r record) {
 	t.Helper()
-	if err := json.Unmarshal(m.data, &r); err != nil {
+	if err := json.Unmarshal(m.Data, &r); err != nil {
 		t.Errorf("the body of a record is no JSON: %v: %v", m, err)
 	}
-	if r.Record != m.record() {
+	if r.Record != m.Record() {
 		t.Errorf("a record says that it is %q in its body: %v", r.Record, m)
 	}
 	return r
@@ -101,7 +103,7 @@ func (m *stored) body(t testing.TB) (r record) {
 
 // story reads the stream from its first message to its last and fails the test where the records and events do not make sense one after the
 // other: a queue is followed until a gap is opened, then a new queue is recorded, then messages are refilled, then the gap is closed.
-func story(t testing.TB, all []stored) (gaps int) {
+func story(t testing.TB, all []harness.Stored) (gaps int) {
 	t.Helper()
 	const (
 		begin = iota
@@ -112,22 +114,22 @@ func story(t testing.TB, all []stored) (gaps int) {
 	state, queue, refilled := begin, "", 0
 	for i := range all {
 		m := &all[i]
-		kind, q := m.record(), m.get("Zulip-Queue-Id")
+		kind, q := m.Record(), m.Get("Zulip-Queue-Id")
 		if kind == "" {
-			kind = m.get("Zulip-Origin")
+			kind = m.Get("Zulip-Origin")
 		}
 		wrong := func() { t.Errorf("%s does not fit here (state %d, queue %s): %v", kind, state, queue, m) }
 		switch {
 		case kind == "queue":
-			r := m.body(t)
+			r := body(t, m)
 			if r.QueueID != q {
 				t.Errorf("a record of queue %s is of queue %s by its header", r.QueueID, q)
 			}
 			switch {
-			case state == begin && r.Why == "first" && m.get("Bridge-Next") == "poll":
+			case state == begin && r.Why == "first" && m.Get("Bridge-Next") == "poll":
 				state, queue = following, q
-			case state == following && r.Why == "kept" && q == queue && m.get("Bridge-Next") == "poll":
-			case state == opened && r.Why == "lost" && q != queue && r.Previous == queue && m.get("Bridge-Next") == "refill":
+			case state == following && r.Why == "kept" && q == queue && m.Get("Bridge-Next") == "poll":
+			case state == opened && r.Why == "lost" && q != queue && r.Previous == queue && m.Get("Bridge-Next") == "refill":
 				state, queue, refilled = refilling, q, 0
 			default:
 				wrong()
@@ -139,7 +141,7 @@ func story(t testing.TB, all []stored) (gaps int) {
 		case kind == "backfill" && state == refilling:
 			refilled++
 		case kind == "gap-closed" && state == refilling:
-			if r := m.body(t); r.Refilled != refilled {
+			if r := body(t, m); r.Refilled != refilled {
 				t.Errorf("the record says that %d messages were refilled, and it were %d: %v", r.Refilled, refilled, m)
 			}
 			state = following
@@ -172,7 +174,7 @@ func (w *world) everyMessage(f *findings) {
 // and every refilled message.
 func TestLostQueue(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	var betweenQueueAndState func(string)
 	w := newWorld(t, natsServer(t), func(z *zulipsim.Server) {
 		z.DuringRegister = func(queue string) {
@@ -189,10 +191,10 @@ func TestLostQueue(t *testing.T) {
 	late, commit := w.zulip.SendDelayed(zulipsim.Message{Channel: "general", Topic: "t", Content: "slow"})
 	w.talk(rng, 80)
 	w.settle()
-	p.stop()
+	p.Stop()
 	before := w.read()
 	last := before[len(before)-1]
-	lastEvent, _ := last.int("Zulip-Event-Id")
+	lastEvent, _ := last.Int("Zulip-Event-Id")
 
 	w.talk(rng, 40) // in the old queue, and never read
 	expired := time.Now()
@@ -227,28 +229,28 @@ func TestLostQueue(t *testing.T) {
 	var skipped []int64
 	for i := range f.all[len(before):] {
 		m := &f.all[len(before)+i]
-		switch kind := m.record(); {
+		switch kind := m.Record(); {
 		case kind == "gap-opened":
-			r := m.body(t)
-			if m.subject != "zulip.acme.bridge.gap" || m.get("Zulip-Queue-Id") != old || m.get("Bridge-Position") != fmt.Sprint(lastEvent) ||
+			r := body(t, m)
+			if m.Subject != "zulip.acme.bridge.gap" || m.Get("Zulip-Queue-Id") != old || m.Get("Bridge-Position") != fmt.Sprint(lastEvent) ||
 				r.QueueID != old || r.LastEventID != lastEvent || r.LastMessageID == 0 || r.Cause == "" || !strings.Contains(r.Zulip, old) ||
 				r.LastStored.IsZero() || r.LastStored.After(expired) || r.Noticed.Before(expired) {
 				t.Errorf("gap-opened should name the old queue, event %d, a message, the cause, Zulip's words, and when it began: %v", lastEvent, m)
 			}
-		case kind == "queue" && m.body(t).Why == "lost":
-			r := m.body(t)
-			if m.subject != "zulip.acme.bridge.queue" || m.get("Bridge-Position") != "-1" || r.QueueID != fresh || r.Previous != old ||
+		case kind == "queue" && body(t, m).Why == "lost":
+			r := body(t, m)
+			if m.Subject != "zulip.acme.bridge.queue" || m.Get("Bridge-Position") != "-1" || r.QueueID != fresh || r.Previous != old ||
 				r.Site != w.site || r.Account != w.bot.Email || r.LifeSeconds != 24*60*60 {
 				t.Errorf("the record of the new queue is not as it should be: %v", m)
 			}
-		case m.get("Zulip-Origin") == "backfill":
-			id, _ := m.int("Zulip-Message-Id")
+		case m.Get("Zulip-Origin") == "backfill":
+			id, _ := m.Int("Zulip-Message-Id")
 			refilled = append(refilled, id)
-			if m.get("Bridge-Position") != "-1" || m.get("Zulip-Event-Type") != "message" || m.get("Zulip-Queue-Id") != fresh {
+			if m.Get("Bridge-Position") != "-1" || m.Get("Zulip-Event-Type") != "message" || m.Get("Zulip-Queue-Id") != fresh {
 				t.Errorf("a refilled message is not as it should be: %v", m)
 			}
 			var got, want map[string]any
-			if err := json.Unmarshal(m.data, &got); err != nil {
+			if err := json.Unmarshal(m.Data, &got); err != nil {
 				t.Errorf("%v: %v", m, err)
 			}
 			if err := json.Unmarshal(live[id], &want); err != nil {
@@ -271,10 +273,10 @@ func TestLostQueue(t *testing.T) {
 				t.Errorf("message %d is refilled as\n%v\nits live event was\n%v", id, got, want)
 			}
 		case kind == "skipped":
-			skipped = append(skipped, m.body(t).MessageID)
+			skipped = append(skipped, body(t, m).MessageID)
 		case kind == "gap-closed":
-			r := m.body(t)
-			if m.subject != "zulip.acme.bridge.gap" || m.get("Bridge-Position") != "-1" || r.OldQueueID != old || r.QueueID != fresh ||
+			r := body(t, m)
+			if m.Subject != "zulip.acme.bridge.gap" || m.Get("Bridge-Position") != "-1" || r.OldQueueID != old || r.QueueID != fresh ||
 				len(r.NotRecoverable) == 0 || r.NotRefilled != nil || r.Closed.IsZero() {
 				t.Errorf("gap-closed is not as it should be: %v", m)
 			}
@@ -290,14 +292,14 @@ func TestLostQueue(t *testing.T) {
 		t.Errorf("skipped were %v; in history and in the new queue are %v", skipped, both)
 	}
 	t.Logf("%v; %d messages refilled, %d skipped", f, len(refilled), len(skipped))
-	t.Log(p.expect("the gap is closed"))
+	t.Log(p.Expect("the gap is closed"))
 }
 
 // TestLostQueueKilled loses the queue again and again and kills the program while it copes with that, wherever it is just then. In the end
 // the stream tells one story that makes sense, and holds each message once.
 func TestLostQueueKilled(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited, func(z *zulipsim.Server) { z.RoundTrip = 4 * time.Millisecond })
 	args := []string{"--no-lease", "--publish-path", "sync"} // one by one, so that a kill leaves a part of the refilled messages
 	p := w.run(args...)
@@ -312,8 +314,8 @@ func TestLostQueueKilled(t *testing.T) {
 		w.talk(rng, 700) // more than one page of history
 		for range max(2, min(7, *kills/12)) {
 			time.Sleep(time.Duration(20+rng.IntN(250)) * time.Millisecond)
-			p.kill()
-			if m, err := w.lastStored(); err == nil && m != nil {
+			p.Kill()
+			if m, err := w.last(); err == nil && m != nil {
 				last := m.Header.Get("Bridge-Record")
 				if last == "" {
 					last = m.Header.Get("Zulip-Origin")

@@ -110,7 +110,7 @@ func TestOddEvents(t *testing.T) {
 	send(odd{name: "an id that goes back within the answer", raw: fmt.Sprintf(`{"type":"realm","odd":2,"id":%d}`, back)})
 	w.zulip.Up()
 	w.settle()
-	if !p.alive() {
+	if !p.Alive() {
 		t.Fatal("the program ended")
 	}
 
@@ -128,18 +128,18 @@ func TestOddEvents(t *testing.T) {
 	rejected := map[string]string{}
 	for i := range all {
 		m := &all[i]
-		if id, ok := m.int("Zulip-Message-Id"); ok && m.subject == "zulip.acme.message" {
+		if id, ok := m.Int("Zulip-Message-Id"); ok && m.Subject == "zulip.acme.message" {
 			if at[id] != 0 {
 				t.Errorf("message %d is stored twice", id)
 			}
-			at[id] = m.seq
+			at[id] = m.Seq
 		}
-		switch m.record() {
+		switch m.Record() {
 		case "":
-			carried[string(m.data)] = m.subject
+			carried[string(m.Data)] = m.Subject
 		case "rejected":
-			if m.subject != "zulip.acme.bridge.rejected" {
-				t.Errorf("a rejected event is on %s", m.subject)
+			if m.Subject != "zulip.acme.bridge.rejected" {
+				t.Errorf("a rejected event is on %s", m.Subject)
 			}
 			var body struct {
 				Reason, SHA256 string
@@ -147,7 +147,7 @@ func TestOddEvents(t *testing.T) {
 				Event          string
 				Base64         string `json:"event_base64"`
 			}
-			if err := json.Unmarshal(m.data, &body); err != nil {
+			if err := json.Unmarshal(m.Data, &body); err != nil {
 				t.Errorf("%v: %v", m, err)
 				continue
 			}

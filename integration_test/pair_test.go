@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/zulipsim"
 )
 
@@ -15,7 +16,7 @@ import (
 // queue; when a paused one wakes up, it puts nothing in the stream that the other one has put there.
 func TestTakeover(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited, func(z *zulipsim.Server) {
 		z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned} // a poll of the paused one may still be on its way
 	})
@@ -24,37 +25,37 @@ func TestTakeover(t *testing.T) {
 	stop := w.chat(rng, 20)
 	var took []string
 	waits := w.run()
-	waits.expect("stand", w.writer()) // standing by, and for whom
+	waits.Expect("stand", w.writer()) // standing by, and for whom
 	for _, end := range []string{"kill -9", "SIGTERM", "SIGSTOP", "kill -9", "SIGTERM"} {
 		began := time.Now()
 		switch end {
 		case "kill -9":
-			works.kill()
+			works.Kill()
 		case "SIGTERM":
-			works.signal(syscall.SIGTERM)
+			works.Signal(syscall.SIGTERM)
 		case "SIGSTOP":
-			works.signal(syscall.SIGSTOP)
+			works.Pause()
 		}
 		writer := w.writer()
-		eventually(t, "an event stored by the other program after "+end, func() bool { return w.writer() != writer })
+		harness.Eventually(t, "an event stored by the other program after "+end, func() bool { return w.writer() != writer })
 		took = append(took, fmt.Sprintf("%s: %v", end, time.Since(began).Round(time.Millisecond)))
 		switch end {
 		case "SIGTERM":
-			if code := works.wait(); code != 0 {
+			if code := works.ExitCode(); code != 0 {
 				t.Errorf("exit code %d", code)
 			}
 		case "SIGSTOP":
-			works.signal(syscall.SIGCONT)
+			works.Resume()
 			w.talk(rng, 100)
 			time.Sleep(2 * time.Second) // in which it could do damage
-			if !works.alive() {
+			if !works.Alive() {
 				t.Error("the paused program ended")
 			}
-			works.kill()
+			works.Kill()
 		}
 		works = waits
 		waits = w.run()
-		waits.expect("stand", w.writer())
+		waits.Expect("stand", w.writer())
 	}
 	stop()
 	w.settle()
@@ -63,18 +64,10 @@ func TestTakeover(t *testing.T) {
 	t.Logf("until the other one stored an event, after %s; %v", strings.Join(took, ", "), f)
 }
 
-// writer is who stored the newest message.
-func (w *world) writer() string {
-	if m, err := w.lastStored(); err == nil && m != nil {
-		return m.Header.Get("Bridge-Writer")
-	}
-	return ""
-}
-
 // TestTwoWithoutLease lets two programs loose on one queue. At Zulip they are in each other's way; in the stream they do no harm.
 func TestTwoWithoutLease(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), func(z *zulipsim.Server) { z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned} })
 	a := w.run("--no-lease")
 	w.registered()
@@ -87,9 +80,9 @@ func TestTwoWithoutLease(t *testing.T) {
 		if rng.IntN(2) == 0 {
 			one, other = other, one
 		}
-		(*one).kill()
+		(*one).Kill()
 		w.talk(rand.New(rand.NewPCG(rng.Uint64(), 2)), 50)
-		if !(*other).alive() {
+		if !(*other).Alive() {
 			t.Error("the other program ended")
 		}
 		*one = w.run("--no-lease")
@@ -100,7 +93,7 @@ func TestTwoWithoutLease(t *testing.T) {
 	w.oneQueue(f)
 	writers := map[string]int{}
 	for i := range f.all {
-		writers[f.all[i].get("Bridge-Writer")]++
+		writers[f.all[i].Get("Bridge-Writer")]++
 	}
 	if len(writers) < 3 {
 		t.Errorf("only %d programs stored anything: %v", len(writers), writers)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -16,17 +17,17 @@ import (
 // TestRestartResumes stops the program and starts it again, while people go on talking: the next event is the one behind the last stored.
 func TestRestartResumes(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t))
 	for i := range 3 {
 		p := w.run("--no-lease")
 		q := w.registered()
 		w.talk(rng, 40)
 		w.settle()
-		if code, _ := p.stop(); code != 0 {
-			t.Fatalf("exit code %d", code)
+		if _, err := p.Stop(); err != nil {
+			t.Fatal(err)
 		}
-		if i > 0 && !p.says("resuming", q.ID) {
+		if i > 0 && !p.Says("resuming", q.ID) {
 			t.Errorf("start %d says nothing of resuming queue %s", i+1, q.ID)
 		}
 		w.talk(rng, 40) // while nobody asks
@@ -58,11 +59,11 @@ func TestResumeAfterHeartbeats(t *testing.T) {
 	p := w.run("--no-lease")
 	w.registered()
 	w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "night", Content: "good night"})
-	eventually(t, fmt.Sprintf("%d heartbeats", hour), func() bool {
+	harness.Eventually(t, fmt.Sprintf("%d heartbeats", hour), func() bool {
 		q := w.queues()[0]
 		return q.NextID > hour && q.NewestPruned >= hour
 	})
-	p.kill()
+	p.Kill()
 	w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "day", Content: "good morning"})
 	beat.Store(int64(time.Hour))
 	w.run("--no-lease")
@@ -71,7 +72,7 @@ func TestResumeAfterHeartbeats(t *testing.T) {
 	w.oneQueue(f)
 	beats := 0
 	for i := range f.all {
-		if f.all[i].subject == "zulip.acme.heartbeat" {
+		if f.all[i].Subject == "zulip.acme.heartbeat" {
 			beats++
 		}
 	}
@@ -83,7 +84,7 @@ func TestResumeAfterHeartbeats(t *testing.T) {
 // TestNATSRestarts kills and stops the nats-server, a process, while events come.
 func TestNATSRestarts(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	n := natstest.StartProcess(t, "")
 	w := newWorld(t, n.URL)
 	p := w.run("--no-lease")
@@ -96,16 +97,16 @@ func TestNATSRestarts(t *testing.T) {
 		time.Sleep(time.Duration(rng.IntN(700)) * time.Millisecond)
 		n.Start()
 		before := w.newestPruned()
-		eventually(t, fmt.Sprintf("events to be stored after restart %d", i+1), func() bool { return w.newestPruned() > before })
+		harness.Eventually(t, fmt.Sprintf("events to be stored after restart %d", i+1), func() bool { return w.newestPruned() > before })
 	}
 	stop()
 	w.settle()
 	f := w.check().clean(t)
 	w.oneQueue(f)
 	t.Logf("five restarts of nats-server: %v", f)
-	p.expect("connection to NATS lost")
-	p.expect("connected to NATS")
-	if !p.alive() {
+	p.Expect("connection to NATS lost")
+	p.Expect("connected to NATS")
+	if !p.Alive() {
 		t.Error("the program ended")
 	}
 }
@@ -119,12 +120,12 @@ func (w *world) newestPruned() int64 {
 // TestNATSNotUpAtStart starts the program before the nats-server.
 func TestNATSNotUpAtStart(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	n := natstest.StartProcess(t, "")
 	n.Stop()
 	w := newWorld(t, n.URL)
 	p := w.run()
-	line := p.expect("NATS is not there")
+	line := p.Expect("NATS is not there")
 	if requests := w.zulip.Requests(); len(requests) > 0 {
 		t.Errorf("Zulip was asked before there was a place to store what it says: %s %s", requests[0].Method, requests[0].Path)
 	}
@@ -133,7 +134,7 @@ func TestNATSNotUpAtStart(t *testing.T) {
 	w.talk(rng, 30)
 	w.settle()
 	w.oneQueue(w.check().clean(t))
-	if n := strings.Count(strings.Join(p.lines(), "\n"), "NATS is not there"); n != 1 {
+	if n := strings.Count(strings.Join(p.Lines(), "\n"), "NATS is not there"); n != 1 {
 		t.Errorf("the log says %d times that NATS is not there", n)
 	}
 	t.Log(line)
@@ -142,18 +143,18 @@ func TestNATSNotUpAtStart(t *testing.T) {
 // TestZulipNotUpAtStart starts the program before Zulip, and Zulip comes slowly: first nothing listens, then nginx shows its page.
 func TestZulipNotUpAtStart(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	address, free := reserve(t)
 	w := prepareWorld(t, natsServer(t))
 	w.zulip.Complain(t, w.isStored)
 	w.site = "http://" + address
 	w.writeRC(w.bot.Key)
 	p := w.run("--no-lease")
-	line := p.expect("connection refused")
+	line := p.Expect("connection refused")
 	remove := w.zulip.Fault(zulipsim.BadGateway())
 	free()
 	w.open(address)
-	page := p.expect("502")
+	page := p.Expect("502")
 	remove()
 	w.registered()
 	w.talk(rng, 30)
@@ -190,7 +191,7 @@ func reserve(t testing.TB) (address string, free func()) {
 // supervisors rely on, the queue is left standing, and the next start goes on with it.
 func TestCleanStop(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited)
 	stop := w.chat(rng, 200)
 	var slowest time.Duration
@@ -200,15 +201,15 @@ func TestCleanStop(t *testing.T) {
 		w.polling()
 		w.talk(rng, rng.IntN(2000))
 		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
-		code, took := p.stop()
+		took, err := p.Stop()
 		slowest = max(slowest, took)
-		if code != 0 {
-			t.Errorf("exit code %d", code)
+		if err != nil {
+			t.Error(err)
 		}
 		if took >= 5*time.Second {
 			t.Errorf("the end took %v", took)
 		}
-		if !p.says("stopped") {
+		if !p.Says("stopped") {
 			t.Error("the log does not say that it stopped")
 		}
 	}
@@ -235,11 +236,11 @@ func TestCleanStopWhileWaiting(t *testing.T) {
 		if away {
 			n.Kill()
 			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "nobody stores this now"})
-			p.expect("connection to NATS lost")
+			p.Expect("connection to NATS lost")
 		}
-		code, took := p.stop()
-		if code != 0 || took >= 5*time.Second {
-			t.Errorf("NATS away: %v: exit code %d after %v", away, code, took)
+		took, err := p.Stop()
+		if err != nil || took >= 5*time.Second {
+			t.Errorf("NATS away: %v: stopped after %v, %v", away, took, err)
 		}
 	}
 	n.Start()
@@ -252,23 +253,23 @@ func TestCleanStopWhileWaiting(t *testing.T) {
 // TestEmbeddedServer runs the program with a nats-server inside, so that each kill -9 is a crash of both.
 func TestEmbeddedServer(t *testing.T) {
 	t.Parallel()
-	rng := newRand(t)
+	rng := harness.Rand(t)
 	address, free := reserve(t)
 	host, port, _ := strings.Cut(address, ":")
 	w := newWorld(t, "nats://"+host+":"+port, unlimited)
 	free()
 	state := t.TempDir()
-	again := func() *process {
+	again := func() *harness.Process {
 		w.started = time.Now()
 		return start(t, "run", "--zuliprc", w.rc, "--realm", w.realm, "--nats-port", port, "--state-dir", state)
 	}
 	p := again()
 	w.registered()
-	p.expect("embedded NATS server", state)
+	p.Expect("embedded NATS server", state)
 	stop := w.chat(rng, 100)
 	for range 6 {
 		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
-		p.kill()
+		p.Kill()
 		p = again()
 		w.polling()
 	}
@@ -277,7 +278,7 @@ func TestEmbeddedServer(t *testing.T) {
 	f := w.check().clean(t)
 	w.oneQueue(f)
 	t.Logf("six kills of the program with the server inside: %v", f)
-	if code, took := p.stop(); code != 0 || took >= 5*time.Second {
-		t.Errorf("exit code %d after %v", code, took)
+	if took, err := p.Stop(); err != nil || took >= 5*time.Second {
+		t.Errorf("stopped after %v, %v", took, err)
 	}
 }

@@ -58,7 +58,7 @@ func tryOpen(t testing.TB, nc *nats.Conn, cfg stream.Config) (*stream.Stream, er
 	if cfg.Filter == "" {
 		cfg.Filter = filter
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		s, err := stream.Open(t.Context(), nc, cfg)
 		if kindOf(err) != stream.Unavailable || time.Now().After(deadline) {
 			return s, err
@@ -160,7 +160,7 @@ func count(t testing.TB, js jetstream.JetStream, name string) int {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited for %s", what)
 		}

@@ -19,7 +19,7 @@ import (
 // rawConfig is a stream's configuration as the server gives it, without the types of any library.
 func rawConfig(t *testing.T, srv *natstest.Server, name string) map[string]any {
 	t.Helper()
-	answer, err := srv.Conn().Request("$JS.API.STREAM.INFO."+name, nil, 5*time.Second)
+	answer, err := srv.Conn().Request("$JS.API.STREAM.INFO."+name, nil, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,13 +41,19 @@ func createRaw(t *testing.T, srv *natstest.Server, name string, config map[strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer, err := srv.Conn().Request("$JS.API.STREAM.CREATE."+name, data, 5*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(answer.Data), `"error"`) {
-		t.Fatalf("creating %s: %s", data, answer.Data)
-	}
+	eventually(t, "stream "+name, func() bool {
+		answer, err := srv.Conn().Request("$JS.API.STREAM.CREATE."+name, data, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(answer.Data), `"err_code":10049`) {
+			return false // the folder of one of that name, deleted just now, is in the way for a moment
+		}
+		if strings.Contains(string(answer.Data), `"error"`) {
+			t.Fatalf("creating %s: %s", data, answer.Data)
+		}
+		return true
+	})
 }
 
 func TestNewStream(t *testing.T) {

@@ -134,9 +134,7 @@ func TestStreamDeleted(t *testing.T) {
 
 		// Made again by somebody under another name: the write knows that this is not the stream it was meant for.
 		config := jetstream.StreamConfig{Name: "OTHER", Subjects: []string{filter}, AllowAtomicPublish: true, AllowBatchPublish: true}
-		if _, err := js.CreateStream(t.Context(), config); err != nil {
-			t.Fatal(err)
-		}
+		natstest.CreateStream(t, js, config)
 		for _, n := range []int{1, 10} {
 			_, err := s.Append(t.Context(), cursor, messages(1, n))
 			want(t, err, stream.Wrong, "10060")
@@ -168,9 +166,7 @@ func TestStreamRecreated(t *testing.T) {
 		if err := js.DeleteStream(t.Context(), "ZULIP_acme"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := js.CreateStream(t.Context(), config); err != nil {
-			t.Fatal(err)
-		}
+		natstest.CreateStream(t, js, config)
 		_, err = s.Append(t.Context(), cursor, messages(6, 5))
 		want(t, err, stream.Refused)
 		after, err := s.Info(t.Context())
@@ -292,7 +288,7 @@ func TestServersOwnBatchLimits(t *testing.T) {
 	nc := srv.Conn()
 	open := nats.NewMsg("zulip.acme.message")
 	open.Header = nats.Header{"Nats-Batch-Id": {"theirs"}, "Nats-Batch-Sequence": {"1"}}
-	if _, err := nc.RequestMsg(open, 5*time.Second); err != nil {
+	if _, err := nc.RequestMsg(open, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.Append(t.Context(), cursor, messages(51, 5))
@@ -334,7 +330,7 @@ func TestStepDown(t *testing.T) {
 			m.Header["Nats-Batch-Commit"] = []string{"1"}
 			m.Header["Nats-Expected-Last-Sequence"] = []string{"1"} // allowed on the first message only: refused after four
 		}
-		answer, err := theirs.RequestMsg(m, 5*time.Second)
+		answer, err := theirs.RequestMsg(m, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -646,9 +642,7 @@ func TestTwoDomainsAnswer(t *testing.T) {
 			}
 			config := jetstream.StreamConfig{Name: "ZULIP_acme", Subjects: []string{filter}, AllowAtomicPublish: true, AllowBatchPublish: true,
 				FirstSeq: cursor.Seq + 1}
-			if _, err := other.CreateStream(t.Context(), config); err != nil {
-				t.Fatal(err)
-			}
+			natstest.CreateStream(t, other, config)
 			defer other.DeleteStream(t.Context(), "ZULIP_acme")
 			defer func() {
 				js, err := jetstream.NewWithDomain(leaf.Conn(), "hub")

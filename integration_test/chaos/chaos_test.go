@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -27,7 +27,7 @@ import (
 // which is what no quorum is. No store is ever deleted.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	seed := seedOf(t)
+	seed := harness.Seed(t)
 	var mu sync.Mutex
 	var rows []string
 	began := time.Now()
@@ -82,14 +82,14 @@ type scenario struct {
 
 // slot is where a program runs, one after the other.
 type slot struct {
-	*journal
-	p *process
+	*harness.Journal
+	p *harness.Process
 }
 
 // hit is something that was done to a program.
 type hit struct {
 	at   time.Time
-	p    *process
+	p    *harness.Process
 	what string
 }
 
@@ -126,12 +126,12 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 			rng: rand.New(rand.NewPCG(rng.Uint64(), 0))}
 		all = append(all, c)
 		for n := range kind.programs {
-			c.slots = append(c.slots, &slot{journal: newJournal(t, fmt.Sprintf("%s-%d", w.realm, n+1))})
-			must(t, c.start(c.slots[n]))
+			c.slots = append(c.slots, &slot{Journal: harness.NewJournal(t, fmt.Sprintf("%s-%d", w.realm, n+1))})
+			harness.Must(t, c.start(c.slots[n]))
 		}
 		t.Cleanup(func() {
 			for _, slot := range c.slots {
-				slot.p.kill()
+				slot.p.Kill()
 			}
 		})
 	}
@@ -177,7 +177,7 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 	}
 	for _, c := range all {
 		for _, slot := range c.slots {
-			if err := slot.p.stop(); err != nil {
+			if _, err := slot.p.Stop(); err != nil {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}
@@ -197,7 +197,7 @@ func (c *scenario) start(s *slot) (err error) {
 		args = append(args, "--no-lease")
 	}
 	c.starts++
-	s.p, err = c.run(s.journal, args...)
+	s.p, err = c.run(s.Journal, args...)
 	return err
 }
 
@@ -213,13 +213,13 @@ func (c *scenario) act() error {
 	if c.lease {
 		writer = c.writer()
 		for _, other := range c.slots {
-			if other.p.wrote(writer) && c.rng.IntN(3) > 0 {
+			if other.p.Wrote(writer) && c.rng.IntN(3) > 0 {
 				s = other // who works is worth more hits
 			}
 		}
 	}
-	if !s.p.alive() {
-		return fmt.Errorf("a program ended by itself, with exit code %d", s.p.cmd.ProcessState.ExitCode())
+	if !s.p.Alive() {
+		return fmt.Errorf("a program ended by itself, with exit code %d", s.p.ExitCode())
 	}
 	h := hit{at: time.Now(), p: s.p}
 	dice := c.rng.IntN(10)
@@ -228,29 +228,32 @@ func (c *scenario) act() error {
 		h.what = "kill -9"
 		c.hits = append(c.hits, h)
 		c.killed++
-		s.p.kill()
+		s.p.Kill()
 	case dice < 8:
 		h.what = "TERM"
 		c.hits = append(c.hits, h)
 		c.stopped++
-		if err := s.p.stop(); err != nil {
+		if _, err := s.p.Stop(); err != nil {
 			return err
 		}
 	default:
 		h.what = "STOP"
 		c.hits = append(c.hits, h)
 		c.paused++
-		s.p.pause()
+		s.p.Pause()
 		pause := 20 + c.rng.IntN(1500)
 		if c.rng.IntN(3) == 0 {
 			pause = 4200 + c.rng.IntN(2000) // past the lease
 		}
 		time.Sleep(time.Duration(pause) * time.Millisecond)
-		s.p.resume()
+		s.p.Resume()
 		return nil
 	}
-	if c.lease && s.p.wrote(writer) && c.rng.IntN(4) > 0 {
-		within(10*time.Second, func() bool { now := c.writer(); return now != "" && now != writer }) // else it is hit in the takeover
+	if c.lease && s.p.Wrote(writer) && c.rng.IntN(4) > 0 {
+		harness.Within(10*time.Second, func() bool { // else it is hit in the takeover
+			now := c.writer()
+			return now != "" && now != writer
+		})
 	}
 	time.Sleep(time.Duration(c.rng.IntN(300)) * time.Millisecond)
 	return c.start(s)
@@ -258,20 +261,20 @@ func (c *scenario) act() error {
 
 // takeovers says, for each way to end a program, how long it took until another one stored something, where it was the one that worked. Those
 // in which something else happened meanwhile are left out.
-func takeovers(all []stored, hits []hit, troubled []interval) map[string][]time.Duration {
+func takeovers(all []harness.Stored, hits []hit, troubled []interval) map[string][]time.Duration {
 	took := map[string][]time.Duration{}
 	for i, h := range hits {
-		next, _ := slices.BinarySearchFunc(all, h.at, func(m stored, at time.Time) int { return m.time.Compare(at) })
-		if next == 0 || !h.p.wrote(all[next-1].get("Bridge-Writer")) {
+		next, _ := slices.BinarySearchFunc(all, h.at, func(m harness.Stored, at time.Time) int { return m.Time.Compare(at) })
+		if next == 0 || !h.p.Wrote(all[next-1].Get("Bridge-Writer")) {
 			continue // it was not the one that worked
 		}
-		for next < len(all) && h.p.wrote(all[next].get("Bridge-Writer")) {
+		for next < len(all) && h.p.Wrote(all[next].Get("Bridge-Writer")) {
 			next++ // written before the signal came
 		}
 		if next == len(all) {
 			continue
 		}
-		back := all[next].time
+		back := all[next].Time
 		if i+1 < len(hits) && hits[i+1].at.Before(back) {
 			continue
 		}
@@ -409,7 +412,7 @@ func (s *servers) observe() {
 // healthy waits until each stream has a leader and all its servers are up to date.
 func (s *servers) healthy() {
 	for _, w := range s.worlds {
-		eventually(s.t, w.stream+" on all its servers", func() bool {
+		harness.Eventually(s.t, w.stream+" on all its servers", func() bool {
 			_, current, ok := w.info()
 			return ok && current == len(s.all)
 		})
@@ -419,13 +422,9 @@ func (s *servers) healthy() {
 
 // keepLogs keeps the logs of the servers where logs are kept.
 func (s *servers) keepLogs() {
-	if *logs == "" {
-		return
-	}
 	for _, p := range s.all {
 		if text, err := os.ReadFile(p.LogFile()); err == nil {
-			name := fmt.Sprintf("%s-%s-nats-server.log", strings.ReplaceAll(s.t.Name(), "/", "_"), p.Name)
-			_ = os.WriteFile(filepath.Join(*logs, name), text, 0o600)
+			harness.Keep(s.t, fmt.Sprintf("%s-%s-nats-server.log", strings.ReplaceAll(s.t.Name(), "/", "_"), p.Name), text)
 		}
 	}
 }

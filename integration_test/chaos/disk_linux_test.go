@@ -1,9 +1,10 @@
 package chaos_test
 
 import (
-	"math/rand/v2"
 	"testing"
 	"time"
+
+	"zulip-nats/integration_test/harness"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,23 +17,23 @@ func TestNATSDiskFull(t *testing.T) {
 	w := newWorld(t, "acme", n.URL, n.URL)
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 	var before unix.Rlimit
-	must(t, unix.Prlimit(n.processID(), unix.RLIMIT_FSIZE, nil, &before))
-	must(t, unix.Prlimit(n.processID(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 200_000, Max: before.Max}, nil))
+	harness.Must(t, unix.Prlimit(n.processID(), unix.RLIMIT_FSIZE, nil, &before))
+	harness.Must(t, unix.Prlimit(n.processID(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 200_000, Max: before.Max}, nil))
 	for range 10 {
 		w.random(rng, 60_000) // what compresses well takes no room
 		w.talk(rng, 10)
 	}
-	p.expect("does not take events", "while Zulip's queue keeps them")
-	p.expect("JetStream answers reads and no writes", "look at the NATS server's log, its disk", "restarted")
+	p.Expect("does not take events", "while Zulip's queue keeps them")
+	p.Expect("JetStream answers reads and no writes", "look at the NATS server's log, its disk", "restarted")
 	w.talk(rng, 50)
-	p.expect("JetStream answers reads and no writes", "its disk")
+	p.Expect("JetStream answers reads and no writes", "its disk")
 	n.Kill() // the limit goes with the process
 	n.Start()
-	p.expect("JetStream serves us again")
+	p.Expect("JetStream serves us again")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }

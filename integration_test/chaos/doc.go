@@ -3,7 +3,7 @@
 //
 //	go test ./integration_test/chaos                                  all, in well under two minutes
 //	go test ./integration_test/chaos -run TestChaos -v -kills 1000    by hand: more kills, and the table
-//	go test ./integration_test/chaos -run TestChaos -v -chaosseed 7   the plan of an earlier run again
+//	go test ./integration_test/chaos -run TestChaos -v -seed 7        the plan of an earlier run again
 //	go test ./integration_test/chaos -run TestNATS -v -logs logs      with every log kept in a folder
 //
 // chaos_test.go kills at random while events come, lets everything heal, and compares the stream with what Zulip had put in the queue:
@@ -17,6 +17,5 @@
 // to be told in the log in words that an operator understands, must lose nothing, and must heal by itself as soon as its cause is gone.
 // disk_linux_test.go does so with the disk, by a limit that only Linux can set for another process.
 //
-// world_test.go starts things, verdict_test.go compares. Nothing here depends on how fast the machine is: tests wait for what has to come,
-// with limits that a busy machine does not reach.
+// world_test.go sets up Zulip and a realm's place on NATS, package harness starts the programs, verdict_test.go compares.
 package chaos

@@ -3,7 +3,6 @@ package chaos_test
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -43,7 +43,7 @@ func startConfigured(t testing.TB, text string) *configured {
 	return c
 }
 
-func (c *configured) write(text string) { writeFile(c.t, c.more, text+"\n") }
+func (c *configured) write(text string) { harness.WriteFile(c.t, c.more, text+"\n") }
 
 // reload changes the configuration while the server runs, with SIGHUP.
 func (c *configured) reload(text string) {
@@ -51,21 +51,21 @@ func (c *configured) reload(text string) {
 	c.write(text)
 	loaded := func() int {
 		text, err := os.ReadFile(c.LogFile())
-		must(c.t, err)
+		harness.Must(c.t, err)
 		return strings.Count(string(text), "Reloaded server configuration")
 	}
 	before := loaded()
-	must(c.t, syscall.Kill(c.processID(), syscall.SIGHUP))
-	eventually(c.t, "the server to reload its configuration", func() bool { return loaded() > before })
+	harness.Must(c.t, syscall.Kill(c.processID(), syscall.SIGHUP))
+	harness.Eventually(c.t, "the server to reload its configuration", func() bool { return loaded() > before })
 }
 
 // processID is the server's.
 func (c *configured) processID() int {
 	c.t.Helper()
 	b, err := os.ReadFile(c.pid)
-	must(c.t, err)
+	harness.Must(c.t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	must(c.t, err)
+	harness.Must(c.t, err)
 	return pid
 }
 
@@ -85,21 +85,21 @@ func TestNATSDown(t *testing.T) {
 	})
 	p := w.follow("--no-lease", "--queue-life", "40s")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 	stop := w.chat(rng.Uint64(), 100)
 	n.Kill()
 	began := time.Now()
-	p.expect("connection to NATS lost; waiting for it to come back")
-	p.expect("NATS is not there; waiting for it")
+	p.Expect("connection to NATS lost; waiting for it to come back")
+	p.Expect("NATS is not there; waiting for it")
 	for _, most := range []time.Duration{40 * time.Second, 20 * time.Second, 10 * time.Second} {
-		eventually(t, fmt.Sprintf("a line of the countdown with %v at most", most), func() bool {
-			for _, line := range p.all("JetStream does not take events: waiting, while Zulip's queue keeps them") {
+		harness.Eventually(t, fmt.Sprintf("a line of the countdown with %v at most", most), func() bool {
+			for _, line := range p.Lines("JetStream does not take events: waiting, while Zulip's queue keeps them") {
 				var said struct {
 					Left string `json:"queue_lives_for"`
 				}
-				must(t, json.Unmarshal([]byte(line), &said))
+				harness.Must(t, json.Unmarshal([]byte(line), &said))
 				if left, err := time.ParseDuration(said.Left); err == nil && left <= most {
 					return true
 				}
@@ -110,19 +110,19 @@ func TestNATSDown(t *testing.T) {
 	if out := time.Since(began); out < 28*time.Second {
 		t.Errorf("there are said to be 10 s left of 40 after %v", out)
 	}
-	for _, line := range p.all("queue_lives_for") {
+	for _, line := range p.Lines("queue_lives_for") {
 		t.Log(line)
 	}
 	stop()
 	n.Start()
-	p.expect("JetStream serves us again")
+	p.Expect("JetStream serves us again")
 	w.settle()
 	v := w.check(time.Time{}).clean(t).everyMessage(w)
 	if v.records["gap-opened"] > 0 { // another queue, in good order, is no gap: the old one has not long to live
 		t.Error("a gap was opened, and nothing is missing")
 	}
 	t.Log(v)
-	if lines := p.all("does not take events"); len(lines) > 6 {
+	if lines := p.Lines("does not take events"); len(lines) > 6 {
 		t.Errorf("the outage is told in %d lines", len(lines))
 	}
 }
@@ -134,18 +134,18 @@ func TestNATSDownTooLong(t *testing.T) {
 	w := newWorld(t, "acme", n.URL, n.URL, func(z *zulipsim.Server) { z.SweepEvery = 500 * time.Millisecond })
 	p := w.follow("--no-lease", "--queue-life", "5s")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 	n.Kill()
 	w.talk(rng, 200)
-	p.expect("does not take events", "Zulip may have dropped the queue by now")
-	eventually(t, "Zulip to drop the queue", func() bool { return w.queues()[0].Dead != "" })
+	p.Expect("does not take events", "Zulip may have dropped the queue by now")
+	harness.Eventually(t, "Zulip to drop the queue", func() bool { return w.queues()[0].Dead != "" })
 	w.talk(rng, 200)
 	n.Start()
-	p.expect("JetStream serves us again")
-	p.expect("a gap is open", "Zulip has dropped the queue")
-	p.expect("the gap is closed", "messages_refilled")
+	p.Expect("JetStream serves us again")
+	p.Expect("a gap is open", "Zulip has dropped the queue")
+	p.Expect("the gap is closed", "messages_refilled")
 	w.settle()
 	w.talk(rng, 50)
 	w.settle()
@@ -167,7 +167,7 @@ func TestNATSGhosts(t *testing.T) {
 			w := newWorld(t, "acme", proxy.URL, n.URL)
 			p := w.follow("--no-lease", "--publish-path", path)
 			w.polled()
-			rng := rand.New(rand.NewPCG(seedOf(t), 0))
+			rng := harness.Rand(t)
 			ghosts := int64(0)
 			for round := range 4 {
 				w.settle()
@@ -181,19 +181,19 @@ func TestNATSGhosts(t *testing.T) {
 					return natstest.Pass
 				})
 				w.talk(rng, 300)
-				p.expectAgain(round, "no acknowledgement for 2s; it may be stored, or may yet be")
+				p.ExpectAgain(round, "no acknowledgement for 2s; it may be stored, or may yet be")
 				if round%2 == 0 { // otherwise the connection lasts
-					p.pause()
+					p.Pause()
 					proxy.CutAll()
 					n.Resume()
-					eventually(t, "the server", func() bool { _, err := w.js.AccountInfo(t.Context()); return err == nil })
+					harness.Eventually(t, "the server", func() bool { _, err := w.js.AccountInfo(t.Context()); return err == nil })
 					time.Sleep(200 * time.Millisecond) // for what is in its sockets
 					ghosts += int64(w.own().CachedInfo().State.LastSeq-before) - (hangAt - 1)
-					p.resume()
+					p.Resume()
 				} else {
 					n.Resume()
 				}
-				p.expectAgain(round, "JetStream serves us again")
+				p.ExpectAgain(round, "JetStream serves us again")
 			}
 			w.settle()
 			v := w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w)
@@ -221,7 +221,7 @@ func TestNATSNoQuorum(t *testing.T) {
 	w.nats = s.leads(w.stream).URL // it sees the leader hang on to its place
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 
@@ -232,20 +232,20 @@ func TestNATSNoQuorum(t *testing.T) {
 		}
 	}
 	w.talk(rng, 200)
-	p.expect("does not take events", "no acknowledgement for 2s; it may be stored, or may yet be")
+	p.Expect("does not take events", "no acknowledgement for 2s; it may be stored, or may yet be")
 	for _, n := range all {
 		n.Resume()
 	}
-	p.expect("JetStream serves us again")
+	p.Expect("JetStream serves us again")
 	w.settle()
 	s.healthy()
 
 	leader = s.leads(w.stream)
 	leader.Kill()
 	w.talk(rng, 200)
-	p.expectAgain(1, "JetStream does not take events: waiting, while Zulip's queue keeps them")
-	p.expectAgain(1, "JetStream serves us again")
-	t.Log(p.all("does not take events")[1:])
+	p.ExpectAgain(1, "JetStream does not take events: waiting, while Zulip's queue keeps them")
+	p.ExpectAgain(1, "JetStream serves us again")
+	t.Log(p.Lines("does not take events")[1:])
 	leader.Start()
 	s.healthy()
 	w.settle()
@@ -261,18 +261,18 @@ func TestNATSSlow(t *testing.T) {
 	w := newWorld(t, "acme", proxy.URL, server.URL)
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	proxy.Delay(200 * time.Millisecond)
 	w.talk(rng, 300)
 	w.settle()
-	if lines := p.all(`"level":"warn"`, "does not take events"); len(lines) > 0 {
+	if lines := p.Lines(`"level":"warn"`, "does not take events"); len(lines) > 0 {
 		t.Errorf("0.4 s to the server and back are nothing to warn of: %s", lines[0])
 	}
 	proxy.Delay(1200 * time.Millisecond)
 	w.talk(rng, 100)
-	p.expect("no acknowledgement for 2s; it may be stored, or may yet be")
+	p.Expect("no acknowledgement for 2s; it may be stored, or may yet be")
 	stored := w.own().CachedInfo().State.LastSeq
-	eventually(t, "something to be stored all the same", func() bool { return w.own().CachedInfo().State.LastSeq > stored })
+	harness.Eventually(t, "something to be stored all the same", func() bool { return w.own().CachedInfo().State.LastSeq > stored })
 	proxy.Delay(0)
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
@@ -293,7 +293,7 @@ func TestNATSPermissions(t *testing.T) {
 	w := newWorld(t, "acme", as(proxy.URL, "bridge"), as(n.URL, "admin"))
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	for round, denied := range []struct{ pattern, subject string }{
 		{"zulip.acme.>", "zulip.acme."}, {"$JS.API.STREAM.MSG.GET.>", "$JS.API.STREAM.MSG.GET.ZULIP_acme"},
 	} {
@@ -302,12 +302,12 @@ func TestNATSPermissions(t *testing.T) {
 		n.reload(users(denied.pattern))
 		proxy.CutAll() // what may not be read is missed only where there is a reason to read
 		w.talk(rng, 50)
-		p.expect("this NATS user may not publish to", denied.subject, "add it to the user's permissions")
+		p.Expect("this NATS user may not publish to", denied.subject, "add it to the user's permissions")
 		n.reload(users(""))
-		p.expectAgain(round, "JetStream serves us again")
+		p.ExpectAgain(round, "JetStream serves us again")
 	}
 	w.settle()
-	if strings.Contains(strings.Join(p.lines(), "\n"), "secret") {
+	if strings.Contains(strings.Join(p.Lines(), "\n"), "secret") {
 		t.Error("the password is in the log")
 	}
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
@@ -323,7 +323,7 @@ func TestNATSCredentials(t *testing.T) {
 	accountClaims.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
 	sign := func(c jwt.Claims, by nkey) string {
 		token, err := c.Encode(by.pair)
-		must(t, err)
+		harness.Must(t, err)
 		return token
 	}
 	user := func(life time.Duration) string {
@@ -333,31 +333,31 @@ func TestNATSCredentials(t *testing.T) {
 			claims.Expires = time.Now().Add(life).Unix()
 		}
 		text, err := jwt.FormatUserConfig(sign(claims, account), u.seed)
-		must(t, err)
+		harness.Must(t, err)
 		path := filepath.Join(t.TempDir(), "user.creds")
-		writeFile(t, path, string(text))
+		harness.WriteFile(t, path, string(text))
 		return path
 	}
 	n := startConfigured(t, fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: { %s: %s, %s: %s }",
 		sign(operatorClaims, operator), system.public, account.public, sign(accountClaims, operator), system.public,
 		sign(jwt.NewAccountClaims(system.public), operator)))
 	nc, err := nats.Connect(n.URL, nats.UserCredentials(user(0)), nats.MaxReconnects(-1))
-	must(t, err)
+	harness.Must(t, err)
 	t.Cleanup(nc.Close)
 	w := newWorld(t, "acme", n.URL, n.URL)
 	w.nc = nc
 	w.js, err = jetstream.New(nc)
-	must(t, err)
+	harness.Must(t, err)
 
 	creds := user(3 * time.Second)
 	p := w.follow("--no-lease", "--nats-creds", creds)
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
-	p.expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
+	p.Expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
 	w.talk(rng, 50)
-	must(t, os.Rename(user(0), creds))
-	p.expectAgain(1, "connected to NATS")
+	harness.Must(t, os.Rename(user(0), creds))
+	p.ExpectAgain(1, "connected to NATS")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }
@@ -372,17 +372,17 @@ func TestNATSKeyRotated(t *testing.T) {
 	n := startConfigured(t, users(first))
 	w := newWorld(t, "acme", n.URL, as(n.URL, "admin"))
 	file := filepath.Join(t.TempDir(), "seed")
-	writeFile(t, file, string(first.seed))
+	harness.WriteFile(t, file, string(first.seed))
 	p := w.follow("--no-lease", "--nats-nkey", file)
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 	n.reload(users(second))
 	w.talk(rng, 50)
-	p.expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
-	writeFile(t, file, string(second.seed))
-	p.expectAgain(1, "connected to NATS")
+	p.Expect("NATS refuses our credentials; waiting until they are right (files are read again at each attempt)")
+	harness.WriteFile(t, file, string(second.seed))
+	p.ExpectAgain(1, "connected to NATS")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }
@@ -398,11 +398,11 @@ func newKey(t testing.TB, create func() (nkeys.KeyPair, error)) (k nkey) {
 	t.Helper()
 	var err error
 	k.pair, err = create()
-	must(t, err)
+	harness.Must(t, err)
 	k.public, err = k.pair.PublicKey()
-	must(t, err)
+	harness.Must(t, err)
 	k.seed, err = k.pair.Seed()
-	must(t, err)
+	harness.Must(t, err)
 	return k
 }
 
@@ -414,7 +414,7 @@ func TestNATSMaxPayload(t *testing.T) {
 	w := newWorld(t, "acme", n.URL, n.URL)
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 20)
 	w.sized(50_000)
 	w.settle()
@@ -422,10 +422,10 @@ func TestNATSMaxPayload(t *testing.T) {
 	w.talk(rng, 20)
 	w.sized(50_000)
 	w.talk(rng, 20)
-	p.expect("JetStream does not take events: waiting")
+	p.Expect("JetStream does not take events: waiting")
 	n.write("max_payload: 16KB")
 	n.Start()
-	p.expect("an event is larger than a message may be: it is in the object store")
+	p.Expect("an event is larger than a message may be: it is in the object store")
 	w.settle()
 	v := w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w)
 	if v.stubs != 1 {
@@ -446,9 +446,9 @@ func TestNATSWithoutJetStream(t *testing.T) {
 	n := startConfigured(t, accounts("jetstream: disabled"))
 	w := newWorld(t, "acme", as(n.URL, "bridge"), as(n.URL, "bridge"))
 	p := w.follow("--no-lease")
-	p.expect("JetStream not enabled for account", "enable JetStream for this account, or use another account")
-	eventually(t, "the program to end", func() bool { return !p.alive() })
-	if code := p.cmd.ProcessState.ExitCode(); code != 78 {
+	p.Expect("JetStream not enabled for account", "enable JetStream for this account, or use another account")
+	harness.Eventually(t, "the program to end", func() bool { return !p.Alive() })
+	if code := p.ExitCode(); code != 78 {
 		t.Errorf("exit code %d, want 78 (a configuration that no waiting heals)", code)
 	}
 	if len(w.queues()) > 0 {
@@ -457,7 +457,7 @@ func TestNATSWithoutJetStream(t *testing.T) {
 	n.reload(accounts("jetstream: enabled"))
 	w.follow("--no-lease")
 	w.polled()
-	w.talk(rand.New(rand.NewPCG(seedOf(t), 0)), 50)
+	w.talk(harness.Rand(t), 50)
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }
@@ -475,38 +475,37 @@ func TestNATSTwoDomains(t *testing.T) {
 		o.ServerName, o.JetStreamDomain = "leaf", "leaf"
 		o.LeafNode.Remotes = []*server.RemoteLeafOpts{{URLs: []*url.URL{{Scheme: "nats-leaf", Host: fmt.Sprintf("127.0.0.1:%d", port)}}}}
 	})
-	eventually(t, "the leaf node", func() bool { return hub.Server().NumLeafNodes() == 1 })
+	harness.Eventually(t, "the leaf node", func() bool { return hub.Server().NumLeafNodes() == 1 })
 	w := newWorld(t, "acme", leaf.URL, leaf.URL)
 	p := w.follow("--no-lease", "--publish-path", "sync")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 
 	theirs, err := jetstream.NewWithDomain(w.nc, "hub")
-	must(t, err)
+	harness.Must(t, err)
 	// It begins where ours is, so that it takes what ours takes.
 	create := func() {
-		_, err := theirs.CreateStream(t.Context(), jetstream.StreamConfig{Name: w.stream, Subjects: []string{"zulip.acme.>"},
+		natstest.CreateStream(t, theirs, jetstream.StreamConfig{Name: w.stream, Subjects: []string{"zulip.acme.>"},
 			FirstSeq: w.own().CachedInfo().State.LastSeq + 1})
-		must(t, err)
 	}
 	create()
 	for tries := 1; ; tries++ {
 		w.talk(rng, 50)
-		if within(2*time.Second, func() bool { return len(p.all("acknowledged by stream", `domain`, "hub")) > 0 }) {
+		if harness.Within(2*time.Second, func() bool { return len(p.Lines("acknowledged by stream", `domain`, "hub")) > 0 }) {
 			break
 		}
 		if tries == 20 {
 			t.Fatal("the other domain never was the first to acknowledge")
 		}
-		must(t, theirs.DeleteStream(t.Context(), w.stream))
+		harness.Must(t, theirs.DeleteStream(t.Context(), w.stream))
 		w.settle()
 		create()
 	}
-	p.expect("acknowledged by stream", "two streams capture the same subjects", "remove zulip.acme.> from one of them")
-	must(t, theirs.DeleteStream(t.Context(), w.stream))
-	p.expect("JetStream serves us again")
+	p.Expect("acknowledged by stream", "two streams capture the same subjects", "remove zulip.acme.> from one of them")
+	harness.Must(t, theirs.DeleteStream(t.Context(), w.stream))
+	p.Expect("JetStream serves us again")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }
@@ -518,22 +517,22 @@ func TestNATSStorageFull(t *testing.T) {
 	js := n.JetStream()
 	// Somebody else's stream takes most of it.
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other"}})
-	must(t, err)
+	harness.Must(t, err)
 	for range 9 {
 		_, err := js.Publish(t.Context(), "other", make([]byte, 100_000))
-		must(t, err)
+		harness.Must(t, err)
 	}
 	w := newWorld(t, "acme", n.URL, n.URL)
 	p := w.follow("--no-lease")
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	for range 20 {
 		w.sized(20_000)
 		w.talk(rng, 5)
 	}
-	p.expect("the server's JetStream storage is full", "make room or raise the limit")
-	must(t, js.DeleteStream(t.Context(), "OTHER"))
-	p.expect("JetStream serves us again")
+	p.Expect("the server's JetStream storage is full", "make room or raise the limit")
+	harness.Must(t, js.DeleteStream(t.Context(), "OTHER"))
+	p.Expect("JetStream serves us again")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }

@@ -2,13 +2,13 @@ package chaos_test
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -20,41 +20,41 @@ func tolerant(z *zulipsim.Server) { z.Tolerate = []zulipsim.Complaint{zulipsim.A
 // come. The other one goes on with the same queue. The times are printed; what is asserted leaves room for a slow machine.
 func TestTakeover(t *testing.T) {
 	t.Parallel()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	url := natstest.Start(t).URL
 	w := newWorld(t, "acme", url, url, tolerant)
 	works := w.follow()
 	w.polled()
 	waits := w.follow()
-	waits.expect("standing by", fmt.Sprintf("-%d-", works.pid())) // and who leads
+	waits.Expect("standing by", fmt.Sprintf("-%d-", works.PID())) // and who leads
 	stop := w.chat(rng.Uint64(), 200)
 	var hits []hit
 	ends := []string{"kill -9", "SIGTERM", "SIGSTOP"}
 	for i := range 9 {
 		end := ends[i%len(ends)]
-		eventually(t, "an event stored by the one that works", func() bool { return works.wrote(w.writer()) })
+		harness.Eventually(t, "an event stored by the one that works", func() bool { return works.Wrote(w.writer()) })
 		hits = append(hits, hit{time.Now(), works, end})
 		switch end {
 		case "kill -9":
-			works.kill()
+			works.Kill()
 		case "SIGTERM":
-			if err := works.stop(); err != nil {
+			if _, err := works.Stop(); err != nil {
 				t.Error(err)
 			}
 		case "SIGSTOP":
-			works.pause()
+			works.Pause()
 		}
-		eventually(t, "an event stored by the other program after "+end, func() bool { return waits.wrote(w.writer()) })
+		harness.Eventually(t, "an event stored by the other program after "+end, func() bool { return waits.Wrote(w.writer()) })
 		if end == "SIGSTOP" {
-			before := len(works.all("standing by"))
-			works.resume()
-			works.expectAgain(before, "standing by") // it is not killed for it: it stands by now
+			before := len(works.Lines("standing by"))
+			works.Resume()
+			works.ExpectAgain(before, "standing by") // it is not killed for it: it stands by now
 			works, waits = waits, works
 			continue
 		}
 		works = waits
 		waits = w.follow()
-		waits.expect("standing by", fmt.Sprintf("-%d-", works.pid()))
+		waits.Expect("standing by", fmt.Sprintf("-%d-", works.PID()))
 	}
 	stop()
 	w.settle()
@@ -83,9 +83,9 @@ func TestPausedLeader(t *testing.T) {
 			w.polled()
 			w.nats = server.URL
 			other := w.follow(args...)
-			other.expect("standing by")
+			other.Expect("standing by")
 
-			rng := rand.New(rand.NewPCG(seedOf(t), 0))
+			rng := harness.Rand(t)
 			for round := range 3 {
 				w.settle()
 				// The chunk is what has come while the program was busy with the first event.
@@ -93,33 +93,33 @@ func TestPausedLeader(t *testing.T) {
 				stopAt := int64(20 + rng.IntN(300))
 				proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
 					if strings.HasPrefix(p.Subject, "zulip.acme.") && seen.Add(1) == stopAt {
-						paused.pause()
+						paused.Pause()
 					}
 					return natstest.Pass
 				})
 				w.talk(rng, 600)
-				eventually(t, "the pause", func() bool { return seen.Load() >= stopAt })
-				eventually(t, "the other program to take over", func() bool { return other.wrote(w.writer()) })
+				harness.Eventually(t, "the pause", func() bool { return seen.Load() >= stopAt })
+				harness.Eventually(t, "the other program to take over", func() bool { return other.Wrote(w.writer()) })
 				w.settle()
-				before := len(paused.all("standing by"))
-				paused.resume()
+				before := len(paused.Lines("standing by"))
+				paused.Resume()
 				w.talk(rng, 20)
-				paused.expectAgain(before, "standing by")
+				paused.ExpectAgain(before, "standing by")
 				proxy.OnPublish(nil)
 				w.settle()
 
 				// The paused one gets its turn again.
-				before = len(other.all("standing by"))
-				other.pause()
-				eventually(t, "the paused program to take over", func() bool { return paused.wrote(w.writer()) })
-				other.resume()
-				other.expectAgain(before, "standing by")
+				before = len(other.Lines("standing by"))
+				other.Pause()
+				harness.Eventually(t, "the paused program to take over", func() bool { return paused.Wrote(w.writer()) })
+				other.Resume()
+				other.ExpectAgain(before, "standing by")
 				t.Logf("round %d: paused at message %d, and %d left before and after", round+1, stopAt, seen.Load())
 			}
 			v := w.check(time.Time{}).clean(t).oneQueue(w)
 			shared := 0 // chunks of which both have stored a part
 			for i := 1; i < len(v.all); i++ {
-				if paused.wrote(v.all[i-1].get("Bridge-Writer")) && other.wrote(v.all[i].get("Bridge-Writer")) {
+				if paused.Wrote(v.all[i-1].Get("Bridge-Writer")) && other.Wrote(v.all[i].Get("Bridge-Writer")) {
 					shared++
 				}
 			}

@@ -12,18 +12,19 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 )
 
 // steady is a program that follows an organization on a single nats-server, with some events stored. Between the two is a proxy.
-func steady(t *testing.T, args ...string) (*world, *process, *natstest.Proxy, *rand.Rand) {
+func steady(t *testing.T, args ...string) (*world, *harness.Process, *natstest.Proxy, *rand.Rand) {
 	t.Helper()
 	server := natstest.Start(t)
 	proxy := natstest.NewProxy(t, server.URL)
 	w := newWorld(t, "acme", proxy.URL, server.URL, tolerant) // it asks Zulip for what the stream has lost, to see whether it is there
 	p := w.follow(append([]string{"--no-lease"}, args...)...)
 	w.polled()
-	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	rng := harness.Rand(t)
 	w.talk(rng, 60)
 	w.settle()
 	return w, p, proxy, rng
@@ -33,7 +34,7 @@ func steady(t *testing.T, args ...string) (*world, *process, *natstest.Proxy, *r
 func (w *world) own() jetstream.Stream {
 	w.t.Helper()
 	var s jetstream.Stream
-	eventually(w.t, "stream "+w.stream, func() bool {
+	harness.Eventually(w.t, "stream "+w.stream, func() bool {
 		var err error
 		s, err = w.js.Stream(w.t.Context(), w.stream)
 		return err == nil
@@ -47,7 +48,7 @@ func (w *world) edit(change func(*jetstream.StreamConfig)) {
 	config := w.own().CachedInfo().Config
 	change(&config)
 	_, err := w.js.UpdateStream(w.t.Context(), config)
-	must(w.t, err)
+	harness.Must(w.t, err)
 }
 
 // losses are what an operator, or a backup that is restored, can take out of a stream behind the program's back.
@@ -57,20 +58,19 @@ var losses = []struct {
 }{
 	{"deleted", func(w *world) {
 		w.own() // made anew, if it was deleted before
-		must(w.t, w.js.DeleteStream(w.t.Context(), w.stream))
+		harness.Must(w.t, w.js.DeleteStream(w.t.Context(), w.stream))
 	}},
 	{"recreated", func(w *world) {
 		config := w.own().CachedInfo().Config
-		must(w.t, w.js.DeleteStream(w.t.Context(), w.stream))
-		_, err := w.js.CreateStream(w.t.Context(), config)
-		must(w.t, err)
+		harness.Must(w.t, w.js.DeleteStream(w.t.Context(), w.stream))
+		natstest.CreateStream(w.t, w.js, config)
 	}},
-	{"purged", func(w *world) { must(w.t, w.own().Purge(w.t.Context())) }},
+	{"purged", func(w *world) { harness.Must(w.t, w.own().Purge(w.t.Context())) }},
 	{"newest messages removed", func(w *world) {
 		s := w.own()
 		for seq := s.CachedInfo().State.LastSeq; seq > s.CachedInfo().State.LastSeq-15; seq-- {
 			if err := s.DeleteMsg(w.t.Context(), seq); !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // it may be gone already
-				must(w.t, err)
+				harness.Must(w.t, err)
 			}
 		}
 	}},
@@ -88,9 +88,9 @@ func TestStreamLosesMessages(t *testing.T) {
 			test.take(w)
 			proxy.CutAll()
 			w.talk(rng, 60)
-			p.expect("the stream holds less than what it had acknowledged")
-			p.expect("a gap is open", "lost its newest messages", "the queue lives on")
-			p.expect("the gap is closed")
+			p.Expect("the stream holds less than what it had acknowledged")
+			p.Expect("a gap is open", "lost its newest messages", "the queue lives on")
+			p.Expect("the gap is closed")
 			w.settle()
 			w.talk(rng, 60)
 			w.settle()
@@ -102,7 +102,7 @@ func TestStreamLosesMessages(t *testing.T) {
 			if len(closed) != 1 || closed[0].Missing == nil || closed[0].Missing.UpTo < closed[0].Missing.Above+14 {
 				t.Errorf("the record that closes the gap does not name the events that are missing: %+v", closed)
 			}
-			if !p.alive() {
+			if !p.Alive() {
 				t.Error("the program ended")
 			}
 			t.Log(v)
@@ -127,8 +127,8 @@ func TestStreamLosesMessagesMeanwhile(t *testing.T) {
 			stop()
 			w.settle()
 			t.Log(w.check(since).clean(t))
-			if n := len(w.queues()); n != 1 || !p.alive() {
-				t.Errorf("%d queues were made; the program is alive: %v", n, p.alive())
+			if n := len(w.queues()); n != 1 || !p.Alive() {
+				t.Errorf("%d queues were made; the program is alive: %v", n, p.Alive())
 			}
 		})
 	}
@@ -147,7 +147,7 @@ func TestStreamLosesWhatZulipHas(t *testing.T) {
 		if !strings.HasPrefix(m.Subject, "zulip.acme.") {
 			return natstest.Pass
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), harness.Patience)
 		defer cancel()
 		s, err := w.js.Stream(ctx, w.stream)
 		if err == nil && s.CachedInfo().State.LastSeq >= stored+1000 {
@@ -168,7 +168,7 @@ func TestStreamLosesWhatZulipHas(t *testing.T) {
 		w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 7})
 	}
 	w.zulip.Up()
-	p.expect("Zulip still has what the stream lost: going on from there")
+	p.Expect("Zulip still has what the stream lost: going on from there")
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
 }
@@ -199,18 +199,17 @@ func TestStreamRefuses(t *testing.T) {
 			}, false},
 		{"sealed", func(w *world) { w.edit(func(c *jetstream.StreamConfig) { c.Sealed = true }) },
 			[]string{"sealed", "use another stream"},
-			func(w *world) { must(w.t, w.js.DeleteStream(w.t.Context(), w.stream)) }, true},
+			func(w *world) { harness.Must(w.t, w.js.DeleteStream(w.t.Context(), w.stream)) }, true},
 		{"other subjects", func(w *world) {
 			w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"elsewhere.>"} })
 		}, []string{"nobody answers"},
 			func(w *world) { w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"zulip.acme.>"} }) }, false},
 		{"subjects of another stream", func(w *world) {
 			w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"elsewhere.>"} })
-			_, err := w.js.CreateStream(w.t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"zulip.acme.>"}})
-			must(w.t, err)
+			natstest.CreateStream(w.t, w.js, jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"zulip.acme.>"}})
 		}, []string{"another stream captures the subject", "remove it from one of the two"},
 			func(w *world) {
-				must(w.t, w.js.DeleteStream(w.t.Context(), "OTHER"))
+				harness.Must(w.t, w.js.DeleteStream(w.t.Context(), "OTHER"))
 				w.edit(func(c *jetstream.StreamConfig) { c.Subjects = []string{"zulip.acme.>"} })
 			}, false},
 	} {
@@ -223,17 +222,17 @@ func TestStreamRefuses(t *testing.T) {
 			}
 			test.spoil(w)
 			w.talk(rng, 60)
-			p.expect(test.words...)
+			p.Expect(test.words...)
 			w.talk(rng, 60)
 			time.Sleep(time.Second) // in which it could do damage
 			test.mend(w)
-			p.expect("JetStream serves us again")
+			p.Expect("JetStream serves us again")
 			w.settle()
 			v := w.check(since).clean(t).everyMessage(w)
 			if !test.forgets {
 				v.oneQueue(w)
 			}
-			if !p.alive() {
+			if !p.Alive() {
 				t.Error("the program ended")
 			}
 			t.Log(v)
@@ -252,7 +251,7 @@ func TestStreamTakesLess(t *testing.T) {
 	w.talk(rng, 10)
 	w.sized(20_000)
 	w.talk(rng, 10)
-	p.expect("an event is larger than a message may be", "object store")
+	p.Expect("an event is larger than a message may be", "object store")
 	w.settle()
 	v := w.check(time.Time{}).clean(t).oneQueue(w)
 	if v.stubs != 1 {

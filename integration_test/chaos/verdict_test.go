@@ -12,77 +12,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"zulip-nats/integration_test/harness"
 )
 
-// stored is one message as the stream holds it.
-type stored struct {
-	seq     uint64
-	subject string
-	header  map[string][]string
-	data    []byte
-	time    time.Time
-}
-
-func (m *stored) get(key string) string {
-	if v := m.header[key]; len(v) > 0 {
-		return v[0]
-	}
-	return ""
-}
-
-func (m *stored) int(key string) (int64, bool) {
-	n, err := strconv.ParseInt(m.get(key), 10, 64)
-	return n, err == nil
-}
-
-func (m *stored) String() string {
-	return fmt.Sprintf("#%d %s %v %.200s", m.seq, m.subject, m.header, m.data)
-}
-
 // read reads the whole stream.
-func (w *world) read() []stored {
+func (w *world) read() []harness.Stored {
 	w.t.Helper()
-	all, err := w.readAll()
+	all, err := harness.ReadStream(w.js, w.stream)
 	if err != nil {
 		w.t.Fatalf("reading stream %s: %v", w.stream, err)
 	}
 	return all
-}
-
-func (w *world) readAll() ([]stored, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	s, err := w.js.Stream(ctx, w.stream)
-	if err != nil {
-		return nil, err
-	}
-	info, err := s.Info(ctx)
-	if err != nil || info.State.Msgs == 0 {
-		return nil, err
-	}
-	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		return nil, err
-	}
-	messages, err := c.Messages()
-	if err != nil {
-		return nil, err
-	}
-	defer messages.Stop()
-	all := make([]stored, 0, info.State.Msgs)
-	for len(all) < int(info.State.Msgs) {
-		m, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return nil, fmt.Errorf("after %d of %d messages: %w", len(all), info.State.Msgs, err)
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, stored{meta.Sequence.Stream, m.Subject(), m.Headers(), m.Data(), meta.Timestamp})
-	}
-	return all, nil
 }
 
 // verdict is what a comparison of the stream with what Zulip had put in the queue has come to.
@@ -98,7 +38,7 @@ type verdict struct {
 	records  map[string]int
 	messages map[int64]int // how often each message is there, live or refilled
 	stubs    int           // bodies that are in the object store
-	all      []stored
+	all      []harness.Stored
 	examples []string
 }
 
@@ -165,13 +105,13 @@ type wanted struct {
 // took them out of the stream itself.
 func (w *world) check(since time.Time) *verdict {
 	w.t.Helper()
-	ledger := map[key]*wanted{}
-	var order []key
+	ledger := map[harness.EventKey]*wanted{}
+	var order []harness.EventKey
 	for _, q := range w.queues() {
 		before := int64(-1) // the id that an event has to name as the one before it
 		for i := range q.Events {
 			e := &q.Events[i]
-			k := key{q.ID, e.ID}
+			k := harness.EventKey{Queue: q.ID, ID: e.ID}
 			x := &wanted{subject: "zulip." + w.realm + "." + e.Type, data: string(e.Raw), put: e.Put, header: map[string]string{
 				"Zulip-Queue-Id": q.ID, "Zulip-Event-Id": strconv.FormatInt(e.ID, 10), "Zulip-Event-Type": e.Type, "Zulip-Origin": "live",
 				"Zulip-Prev-Event-Id": strconv.FormatInt(before, 10),
@@ -194,16 +134,16 @@ func (w *world) check(since time.Time) *verdict {
 
 	v := &verdict{all: w.read(), records: map[string]int{}, messages: map[int64]int{}}
 	prefix := "zulip." + w.realm + "."
-	first := map[key]*stored{}
+	first := map[harness.EventKey]*harness.Stored{}
 	newest := map[string]int64{} // by queue: the greatest id so far
 	for i := range v.all {
 		m := &v.all[i]
-		queue, record := m.get("Zulip-Queue-Id"), m.get("Bridge-Record")
+		queue, record := m.Get("Zulip-Queue-Id"), m.Get("Bridge-Record")
 		switch {
-		case !strings.HasPrefix(m.subject, prefix):
+		case !strings.HasPrefix(m.Subject, prefix):
 			v.note(&v.wrong, "a subject of somebody else: %v", m)
 			continue
-		case m.get("Bridge-Writer") == "":
+		case m.Get("Bridge-Writer") == "":
 			v.note(&v.wrong, "no Bridge-Writer: %v", m)
 		}
 		if _, known := newest[queue]; !known && queue != "" {
@@ -214,25 +154,25 @@ func (w *world) check(since time.Time) *verdict {
 			v.records[record]++
 		}
 		if record == "" || record == "skipped" {
-			if id, ok := m.int("Zulip-Message-Id"); ok && record == "" {
+			if id, ok := m.Int("Zulip-Message-Id"); ok && record == "" {
 				v.messages[id]++
 			}
 		}
-		id, isEvent := m.int("Zulip-Event-Id")
+		id, isEvent := m.Int("Zulip-Event-Id")
 		if !isEvent {
-			if _, ok := m.int("Bridge-Position"); !ok {
+			if _, ok := m.Int("Bridge-Position"); !ok {
 				v.note(&v.wrong, "neither an event nor a record nor refilled: %v", m)
 			}
 			continue
 		}
-		k := key{queue, id}
+		k := harness.EventKey{Queue: queue, ID: id}
 		x := ledger[k]
 		switch {
 		case x == nil:
 			v.note(&v.wrong, "Zulip knows of no such event: %v", m)
 			continue
 		case first[k] != nil:
-			v.note(&v.twice, "event %d is stored at #%d by %s and again: %v", id, first[k].seq, first[k].get("Bridge-Writer"), m)
+			v.note(&v.twice, "event %d is stored at #%d by %s and again: %v", id, first[k].Seq, first[k].Get("Bridge-Writer"), m)
 			continue
 		}
 		first[k] = m
@@ -240,8 +180,8 @@ func (w *world) check(since time.Time) *verdict {
 			v.note(&v.disorder, "event %d comes after event %d: %v", id, newest[queue], m)
 		}
 		newest[queue] = max(newest[queue], id)
-		if at, ok := acked[k]; ok && at.Before(m.time) && x.must {
-			v.note(&v.early, "event %d was acknowledged %v before it was stored: %v", id, m.time.Sub(at), m)
+		if at, ok := acked[k]; ok && at.Before(m.Time) && x.must {
+			v.note(&v.early, "event %d was acknowledged %v before it was stored: %v", id, m.Time.Sub(at), m)
 		}
 		if record == "skipped" {
 			v.events++
@@ -254,7 +194,7 @@ func (w *world) check(since time.Time) *verdict {
 	for _, k := range order {
 		if x := ledger[k]; x.must && first[k] == nil {
 			at, ok := acked[k]
-			v.note(&v.lost, "event %d of queue %s, put at %v, acknowledged: %v at %v, is not stored: %.200s", k.id, k.queue,
+			v.note(&v.lost, "event %d of queue %s, put at %v, acknowledged: %v at %v, is not stored: %.200s", k.ID, k.Queue,
 				x.put.Format(time.StampMicro), ok, at.Format(time.StampMicro), x.data)
 		}
 	}
@@ -262,15 +202,15 @@ func (w *world) check(since time.Time) *verdict {
 }
 
 // right says whether an event is stored as it should be: subject, headers, and the body, which may be in the object store.
-func (w *world) right(v *verdict, m *stored, x *wanted) bool {
+func (w *world) right(v *verdict, m *harness.Stored, x *wanted) bool {
 	got := map[string]string{}
-	for k, all := range m.header {
+	for k, all := range m.Header {
 		if !strings.HasPrefix(k, "Nats-") && k != "Bridge-Writer" && !strings.HasPrefix(k, "Zulip-Object") {
 			got[k] = strings.Join(all, " AND ")
 		}
 	}
-	data := m.data
-	if object := m.get("Zulip-Object"); object != "" {
+	data := m.Data
+	if object := m.Get("Zulip-Object"); object != "" {
 		v.stubs++
 		var err error
 		if data, err = w.object(object); err != nil {
@@ -278,14 +218,14 @@ func (w *world) right(v *verdict, m *stored, x *wanted) bool {
 			return false
 		}
 		sum := sha256.Sum256(data)
-		if digest := "SHA-256=" + hex.EncodeToString(sum[:]); m.get("Zulip-Object-Digest") != digest ||
-			m.get("Zulip-Object-Size") != strconv.Itoa(len(data)) || len(m.data) != 0 {
+		if digest := "SHA-256=" + hex.EncodeToString(sum[:]); m.Get("Zulip-Object-Digest") != digest ||
+			m.Get("Zulip-Object-Size") != strconv.Itoa(len(data)) || len(m.Data) != 0 {
 			v.note(&v.wrong, "a stub that does not fit its object of %d bytes, %s: %v", len(data), digest, m)
 			return false
 		}
 	}
 	switch {
-	case m.subject != x.subject:
+	case m.Subject != x.subject:
 		v.note(&v.wrong, "it should be on %s: %v", x.subject, m)
 	case string(data) != x.data:
 		v.note(&v.wrong, "other bytes than Zulip sent: %.300q, sent %.300q", data, x.data)
@@ -299,7 +239,7 @@ func (w *world) right(v *verdict, m *stored, x *wanted) bool {
 
 // object reads the body behind a stub as a consumer does.
 func (w *world) object(name string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience)
 	defer cancel()
 	store, err := w.js.ObjectStore(ctx, "zulip_"+w.realm)
 	if err != nil {
@@ -324,9 +264,9 @@ type record struct {
 func (v *verdict) recorded(t testing.TB, kind string) (found []record) {
 	t.Helper()
 	for i := range v.all {
-		if v.all[i].get("Bridge-Record") == kind {
+		if v.all[i].Get("Bridge-Record") == kind {
 			var r record
-			must(t, json.Unmarshal(v.all[i].data, &r))
+			harness.Must(t, json.Unmarshal(v.all[i].Data, &r))
 			found = append(found, r)
 		}
 	}

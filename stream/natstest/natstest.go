@@ -4,6 +4,8 @@
 package natstest
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"testing"
@@ -198,6 +200,21 @@ func (c Cluster) StepDown(stream string) {
 	wait(c[0].t, "the leader of stream "+stream+" to step down", func() bool {
 		_, err := nc.Request(stepDown+stream, nil, time.Second)
 		return err == nil
+	})
+}
+
+// CreateStream makes a stream. For a moment after one of that name was deleted its folder is in the way (error 10049); that is waited for.
+func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) {
+	t.Helper()
+	wait(t, "stream "+config.Name+" to be created", func() bool {
+		_, err := js.CreateStream(context.Background(), config)
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.ErrorCode == 10049 {
+			return false
+		}
+		if err != nil {
+			t.Fatalf("creating stream %s: %v", config.Name, err)
+		}
+		return true
 	})
 }
 

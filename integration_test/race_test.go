@@ -1,9 +1,0 @@
-//go:build race
-
-package integration_test
-
-// The race detector makes everything several times slower.
-const (
-	raceDetector = true
-	defaultKills = 25
-)
