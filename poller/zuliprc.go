@@ -137,9 +137,9 @@ func LoadAccount(src Source) (Account, error) {
 			continue
 		}
 		if info, err := os.Stat(v.file); err != nil {
-			return Account{}, &ConfigError{fmt.Sprintf("%s names a file that cannot be had: %s", from[v.name], reason(err)), err}
+			return Account{}, &ConfigError{fmt.Sprintf("%s names the file %s, which cannot be had: %s", from[v.name], v.file, reason(err)), err}
 		} else if info.IsDir() {
-			return Account{}, configErrorf("%s names a folder, not a file", from[v.name])
+			return Account{}, configErrorf("%s names %s, a folder, not a file", from[v.name], v.file)
 		}
 	}
 	return a, nil

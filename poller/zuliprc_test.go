@@ -153,7 +153,7 @@ func TestLoadAccountRefuses(t *testing.T) {
 		{"insecure maybe", good + "insecure=yes\n", nil, []string{"PATH: insecure", "true or false"}},
 		{"insecure empty", good + "insecure=\n", nil, []string{"PATH: insecure", "true or false"}},
 		{"insecure in the environment", good, []string{"ZULIP_ALLOW_INSECURE", "1"}, []string{"ZULIP_ALLOW_INSECURE", "true or false"}},
-		{"no bundle", good + "cert_bundle=/not/there\n", nil, []string{"PATH: cert_bundle", "no such file"}},
+		{"no bundle", good + "cert_bundle=/not/there\n", nil, []string{"PATH: cert_bundle", "/not/there", "no such file"}},
 		{"a folder", good + "client_cert=/\n", nil, []string{"PATH: client_cert", "folder"}},
 		{"key without certificate", good + "client_cert_key=/etc/passwd\n", nil, []string{"PATH: client_cert_key", "client_cert "}},
 		{"UTF-16", "\xff\xfe[\x00a\x00p\x00i\x00]\x00", nil, []string{"PATH", "UTF-16"}},
