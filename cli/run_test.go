@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/embedded"
+	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
 
@@ -31,16 +33,7 @@ func (s *story) nobody() string {
 	return s.zuliprc("bot@chat.example.org", "abcdefghijklmnopqrstuvwxyzABCDEF", "https://127.0.0.1:1")
 }
 
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
+func freePort(t testing.TB) string { return strconv.Itoa(natstest.FreePort(t)) }
 
 func TestNoZuliprc(t *testing.T) {
 	s := begin(t)

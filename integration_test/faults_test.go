@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"zulip-nats/integration_test/harness"
+	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
 
@@ -268,7 +270,7 @@ func (w *world) inOneAnswer(happen func()) {
 }
 
 func zulipDownAtStart(w *world, rng *rand.Rand) *harness.Process {
-	address, free := reserve(w.t)
+	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(w.t))
 	w.site = "http://" + address
 	w.writeRC(w.bot.Key)
 	p := w.run("--no-lease")
@@ -277,7 +279,6 @@ func zulipDownAtStart(w *world, rng *rand.Rand) *harness.Process {
 	if n := len(p.Lines()); n > 40 {
 		w.t.Errorf("%d lines of log in %v", n, faultWindow)
 	}
-	free()
 	w.open(address)
 	w.registered()
 	w.talk(rng, 15)

@@ -2,10 +2,9 @@ package integration_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -144,7 +143,7 @@ func TestNATSNotUpAtStart(t *testing.T) {
 func TestZulipNotUpAtStart(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
-	address, free := reserve(t)
+	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
 	w := prepareWorld(t, natsServer(t))
 	w.zulip.Complain(t, w.isStored)
 	w.site = "http://" + address
@@ -152,7 +151,6 @@ func TestZulipNotUpAtStart(t *testing.T) {
 	p := w.run("--no-lease")
 	line := p.Expect("connection refused")
 	remove := w.zulip.Fault(zulipsim.BadGateway())
-	free()
 	w.open(address)
 	page := p.Expect("502")
 	remove()
@@ -161,30 +159,6 @@ func TestZulipNotUpAtStart(t *testing.T) {
 	w.settle()
 	w.oneQueue(w.check().clean(t))
 	t.Logf("%s\n%s", line, page)
-}
-
-// reserve gives an address on which nothing listens, and on which nobody else can, until free is called.
-func reserve(t testing.TB) (address string, free func()) {
-	t.Helper()
-	syscall.ForkLock.RLock() // no program that is started meanwhile may inherit it
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fd)
-	}
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	free = sync.OnceFunc(func() { syscall.Close(fd) })
-	t.Cleanup(free)
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
-	bound, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), free
 }
 
 // TestCleanStop ends the program with SIGTERM in the middle of much traffic, again and again: exit 0 within five seconds, which is what
@@ -254,10 +228,8 @@ func TestCleanStopWhileWaiting(t *testing.T) {
 func TestEmbeddedServer(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
-	address, free := reserve(t)
-	host, port, _ := strings.Cut(address, ":")
-	w := newWorld(t, "nats://"+host+":"+port, unlimited)
-	free()
+	port := strconv.Itoa(natstest.FreePort(t))
+	w := newWorld(t, "nats://127.0.0.1:"+port, unlimited)
 	state := t.TempDir()
 	again := func() *harness.Process {
 		w.started = time.Now()

@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package harness is what the tests of the whole product stand on: the program, built once and started as a user does; the journal of
 // what it writes, in which a secret, a panic or a data race fails the test that ran it; and the stream, read back as a consumer reads it.
 // What is done to the program, and what is compared in the end, is each suite's own.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"testing"
 	"time"
 
@@ -34,12 +33,12 @@ type Server struct {
 func Start(t testing.TB, configure ...func(*server.Options)) *Server {
 	t.Helper()
 	opts := &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+		Host: "127.0.0.1", Port: FreePort(t), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
 	}
 	for _, f := range configure {
 		f(opts)
 	}
-	s := &Server{t: t, opts: opts}
+	s := &Server{URL: fmt.Sprintf("nats://127.0.0.1:%d", opts.Port), t: t, opts: opts}
 	s.start()
 	t.Cleanup(s.Stop)
 	return s
@@ -56,8 +55,6 @@ func (s *Server) start() {
 	if !srv.ReadyForConnections(patience) {
 		s.t.Fatal("nats-server is not ready for connections")
 	}
-	s.opts.Port = srv.Addr().(*net.TCPAddr).Port
-	s.URL = fmt.Sprintf("nats://127.0.0.1:%d", s.opts.Port)
 }
 
 // Stop stops the server in good order and waits for it. It may be called twice.
@@ -228,22 +225,11 @@ func wait(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// FreePort is a TCP port of 127.0.0.1 that nobody listened on a moment ago.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	return freePorts(t, 1)[0]
-}
-
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	ports := make([]int, n)
 	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		ports[i] = FreePort(t)
 	}
 	return ports
 }

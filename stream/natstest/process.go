@@ -66,7 +66,7 @@ type Process struct {
 // configuration file.
 func StartProcess(t testing.TB, more string) *Process {
 	t.Helper()
-	p := newProcess(t, "n1", freePorts(t, 1)[0], more)
+	p := newProcess(t, "n1", FreePort(t), more)
 	p.Start()
 	return p
 }

@@ -1,0 +1,19 @@
+//go:build !linux
+
+package natstest
+
+import (
+	"net"
+	"testing"
+)
+
+// FreePort is a TCP port of 127.0.0.1 that nobody listened on a moment ago.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
