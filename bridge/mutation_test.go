@@ -37,7 +37,7 @@ var mutations = []mutation{
 	{"settle: what was stored is found again", "bridge/store.go",
 		"			return i + 1, nil\n", "			return 0, nil\n", simulation},
 	{"settle: a record of another instance at the same position counts", "bridge/store.go",
-		" || p.last != nil && p.last.Seq > b.knownSeq {", " {", simulation},
+		" || p.last != nil && p.last.Seq > b.knownSeq {", " {", "./bridge -run TestSettle"},
 	{"9.1: the phase is read off the newest message", "bridge/place.go",
 		"		p.phase = phaseRefill\n", "		p.phase = phasePoll\n", simulation},
 	{"9.1: polling starts at -1, not at register's last_event_id", "bridge/lost.go",
