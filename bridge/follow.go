@@ -131,7 +131,7 @@ func (b *Bridge) recall(ctx context.Context, p place) (*queueRecord, error) {
 		b.log.Warn().Str("queue", p.at.Queue).Msg("the record of this queue is not in the stream any more: taking it as registered with the options " +
 			"and the life that are configured")
 		r = &queueRecord{Record: recordQueue, QueueID: p.at.Queue, Site: b.cfg.Site, Account: b.cfg.Account, Options: b.poller.Options.JSON(),
-			LifeSeconds: cmp.Or(b.poller.Options.Life, poller.DefaultLife).Seconds()}
+			Assumed: true, LifeSeconds: cmp.Or(b.poller.Options.Life, poller.DefaultLife).Seconds()}
 	}
 	b.record = r
 	if r != known {

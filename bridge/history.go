@@ -38,17 +38,29 @@ func newestMessage(ctx context.Context, z *poller.Poller, public bool) (int64, e
 type pass struct {
 	public      bool
 	above, upTo int64
+	overlap     time.Time // messages a little below above are taken too, if they were sent since; zero: none are
+	asked       int64     // up to where history was asked for; 0: not yet
 	page        []pastMessage
 	done        bool
 }
 
+// overlapIDs is how far below the bound a pass begins that has an overlap.
+const overlapIDs = 100
+
 // head is the next message of the pass, nil at its end.
 func (h *pass) head(ctx context.Context, z *poller.Poller) (*pastMessage, error) {
-	for len(h.page) == 0 && !h.done && h.above < h.upTo {
-		found, err := z.Messages(ctx, query(z, h.public, poller.HistoryQuery{Anchor: h.above, After: refillPage, ExcludeAnchor: true,
+	if h.asked == 0 {
+		if h.asked = h.above; !h.overlap.IsZero() {
+			h.asked = max(0, h.above-overlapIDs)
+		}
+	}
+	for len(h.page) == 0 && !h.done && h.asked < h.upTo {
+		found, err := z.Messages(ctx, query(z, h.public, poller.HistoryQuery{Anchor: h.asked, After: refillPage, ExcludeAnchor: true,
 			Each: func(m *poller.Message) error {
-				if h.above = max(h.above, m.ID); m.ID <= h.upTo {
-					h.page = append(h.page, pastMessage{id: m.ID, sent: time.Unix(m.Timestamp, 0), changed: time.Unix(m.LastEdit, 0), event: bytes.Clone(m.Raw)})
+				h.asked = max(h.asked, m.ID)
+				sent := time.Unix(m.Timestamp, 0)
+				if m.ID <= h.upTo && (m.ID > h.above || !sent.Before(h.overlap)) {
+					h.page = append(h.page, pastMessage{id: m.ID, sent: sent, changed: time.Unix(m.LastEdit, 0), event: bytes.Clone(m.Raw)})
 				}
 				return nil
 			}}))

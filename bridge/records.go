@@ -30,6 +30,8 @@ type queueRecord struct {
 	Site     string          `json:"site"`
 	Account  string          `json:"account"`
 	Options  json.RawMessage `json:"options"` // as registered; canonical, so that a change is a difference of bytes
+	// Assumed: the queue's own record was not in the stream any more. This one is made of our settings, and knows only the messages stored since.
+	Assumed bool `json:"assumed,omitempty"`
 
 	ZulipVersion string  `json:"zulip_version"`
 	FeatureLevel int     `json:"zulip_feature_level"`
@@ -77,6 +79,10 @@ type beginning struct {
 type refillRange struct {
 	Above newestIDs `json:"above"`
 	UpTo  newestIDs `json:"up_to"`
+	// Overlap: messages a little below the bound are taken too, if they were sent since then; zero: none are.
+	Overlap time.Time `json:"overlap_since,omitzero"`
+	// Unknown: nothing in the stream says where it ended, so nothing is asked for.
+	Unknown bool `json:"above_unknown,omitempty"`
 	// Cause is why there is a gap, Since when it began: the stream holds an older state of messages that were changed later.
 	Cause string    `json:"cause"`
 	Since time.Time `json:"since,omitzero"`

@@ -21,6 +21,10 @@ const (
 	heldWindow = 10 * time.Minute // the first look back in time; doubled until there are enough
 	// heldLongest is where doubling ends: the stream is read from its start then, whatever is known of its age.
 	heldLongest = 2 * 365 * 24 * time.Hour
+	// overlapTime is how long a transaction at Zulip may take, and how far its clock may be from that of NATS. If the stream holds fewer
+	// messages than wanted because its limits took the others, messages with ids a little below the bound may be missing; those that were
+	// sent in this time before it are taken too. The limits may have taken one of them from the stream: better twice than not at all.
+	overlapTime = 2 * time.Minute
 )
 
 // refillPage is how many messages one request asks for: few large pages, since the budget for history is a sliding minute.
@@ -73,17 +77,19 @@ func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpen
 	case len(ids) > 0:
 		if len(ids) == heldWanted {
 			ids = ids[len(ids)/2:]
+		} else {
+			plan.Overlap = ids[0].stored.Add(-overlapTime)
 		}
 		low := smallest(ids) - 1
 		plan.Above = newestIDs{Own: low, Public: low}
-	case before != nil:
-		plan.Above = before.Newest
+	case before != nil && (!before.Assumed || before.Newest.max() > 0):
+		plan.Above, plan.Overlap = before.Newest, before.Time.Add(-overlapTime)
 	case b.cfg.StartFrom.set():
 		if plan.Above, err = b.startFrom(ctx, plan.UpTo); err != nil {
 			return err
 		}
 	default:
-		plan.Above = plan.UpTo // nothing says where the stream ended: nothing can be refilled
+		plan.Above, plan.Unknown = plan.UpTo, true // nothing can be refilled
 	}
 	if r.Begin == nil && len(ids) == 0 {
 		r.Begin = &beginning{Newest: r.Newest}
@@ -91,10 +97,11 @@ func (b *Bridge) planRefill(ctx context.Context, r *queueRecord, opened *gapOpen
 	return nil
 }
 
-// idAt is a message id and the sequence it is stored at.
+// idAt is a message id, and where and when it is stored.
 type idAt struct {
-	seq uint64
-	id  int64
+	seq    uint64
+	id     int64
+	stored time.Time
 }
 
 func smallest(ids []idAt) int64 {
@@ -126,7 +133,7 @@ func (b *Bridge) newestHeld(ctx context.Context, info stream.Info, until uint64)
 func (b *Bridge) messageIDs(ctx context.Context, from stream.Start, until uint64) (ids []idAt, err error) {
 	err = b.scan(ctx, from, until, func(m *stream.Stored) {
 		if id, ok := headerInt(m, HeaderMessageID); ok && m.Subject == b.messageSubject {
-			ids = append(ids, idAt{m.Seq, id})
+			ids = append(ids, idAt{m.Seq, id, m.Time})
 		}
 	}, func() { ids = ids[:0] })
 	return ids, err
@@ -232,9 +239,9 @@ func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, cl
 	if b.cfg.RefillMaxAge > 0 {
 		since = time.Now().Add(-b.cfg.RefillMaxAge)
 	}
-	passes := []*pass{{above: plan.Above.Own, upTo: plan.UpTo.Own}}
+	passes := []*pass{{above: plan.Above.Own, upTo: plan.UpTo.Own, overlap: plan.Overlap}}
 	if b.poller.Options.AllPublicStreams {
-		passes = append(passes, &pass{public: true, above: plan.Above.Public, upTo: plan.UpTo.Public})
+		passes = append(passes, &pass{public: true, above: plan.Above.Public, upTo: plan.UpTo.Public, overlap: plan.Overlap})
 	}
 	b.log.Info().Interface("above_message_id", plan.Above).Interface("up_to_message_id", plan.UpTo).
 		Msg("reading messages back from history")
@@ -300,6 +307,9 @@ func (b *Bridge) refillMessages(ctx context.Context, p place, r *queueRecord, cl
 	}
 	if err := flush(); err != nil {
 		return err
+	}
+	if plan.Unknown {
+		cut("neither a message nor a record in the stream says up to which message it had come; --start-from can", 0)
 	}
 	if tooOld > 0 {
 		if closed.NotRefilled == nil {

@@ -209,6 +209,136 @@ func TestRefillIsBounded(t *testing.T) {
 	})
 }
 
+// TestLateMessageIsRefilled: ids follow insertion and events follow commit, so the stream may hold messages with greater ids than that of one
+// which only the lost queue had. It is refilled whether the stream holds everything from the beginning on, or its limits have taken that, with
+// few messages left or with many.
+func TestLateMessageIsRefilled(t *testing.T) {
+	for _, test := range []struct {
+		name            string
+		after, ages, id int // messages with greater ids; messages that the limits take; which message is late
+	}{{"all from the beginning", 150, 0, 10}, {"from later on", 150, 5, 10}, {"only greater ids", 5, 17, 10}, {"none but the newest", 1, 13, 10}} {
+		t.Run(test.name, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.options.Life = 10 * time.Minute
+				one.start()
+				time.Sleep(time.Second)
+				w.say(test.id)
+				late, commit := w.zulip.SendDelayed(zulipsim.Message{Channel: "general", Topic: "t", Content: "late"})
+				w.say(test.after)
+				time.Sleep(time.Second)
+				one.stop()
+				commit()
+				w.jet.Age(test.ages)
+				time.Sleep(time.Hour)
+				one.start()
+				time.Sleep(time.Minute)
+				w.check()
+				found := 0
+				for _, m := range w.jet.Messages() {
+					if first(m, bridge.HeaderMessageID) == strconv.FormatInt(late, 10) {
+						found++
+					}
+				}
+				if found != 1 {
+					t.Errorf("message %d is stored %d times", late, found)
+				}
+			})
+		})
+	}
+}
+
+// TestNothingSaysWhereTheStreamEnded: where neither a message nor the queue's record is left, the record of the gap says that nothing was refilled.
+func TestNothingSaysWhereTheStreamEnded(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.start()
+		time.Sleep(10 * time.Minute) // heartbeats
+		one.stop()
+		w.say(5)
+		w.jet.Age(5)
+		time.Sleep(time.Hour)
+		one.start()
+		time.Sleep(time.Minute)
+		if _, backfill := w.origins(); backfill != 0 {
+			t.Errorf("%d messages refilled; nothing says which", backfill)
+		}
+		closed := told[closedTold](w, "gap", "gap-closed")
+		if len(closed) != 1 || closed[0].NotRefilled == nil || closed[0].NotRefilled.UpTo != w.lastIDs[4] || !strings.Contains(closed[0].NotRefilled.Reason, "--start-from") {
+			t.Errorf("gap closed: %+v; want one that says that nothing was refilled, and why", closed)
+		}
+	})
+}
+
+// TestTailLost: the stream is restored from a backup that lacks its newest messages. Zulip has forgotten them, so a gap tells of it, what can be read back is, and
+// the queue is followed on.
+func TestTailLost(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.truncated = true
+		one.start()
+		time.Sleep(time.Second)
+		w.say(10)
+		time.Sleep(time.Second)
+		w.jet.Restore(3)
+		time.Sleep(3 * time.Minute)
+		w.say(2)
+		time.Sleep(time.Second)
+		w.check()
+		if got, want := w.whys(), "first, lost, kept"; got != want {
+			t.Errorf("queues recorded: %s; want %s", got, want)
+		}
+		if q := w.zulip.Queues(); len(q) != 1 {
+			t.Errorf("%d queues at Zulip, want the one that lives", len(q))
+		}
+		opened := told[map[string]any](w, "gap", "gap-opened")
+		if len(opened) != 1 || opened[0]["cause"] != "the stream lost its newest messages; the queue lives on" {
+			t.Errorf("gap opened: %v; want one, because the stream lost its newest messages", opened)
+		}
+		if live, backfill := w.origins(); live != 9 || backfill != 3 {
+			t.Errorf("%d live and %d refilled messages, want 9 and 3", live, backfill)
+		}
+	})
+}
+
+// TestRecordOfAnotherInstance: while one instance is paused the stream is restored without its newest messages, and another instance records the same queue
+// anew, refills, and dies before it has stored what the queue holds. The first one goes on by the new record: what was refilled is skipped.
+func TestRecordOfAnotherInstance(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.truncated = true
+		other := w.instance()
+		one.start()
+		time.Sleep(time.Second)
+		w.say(10)
+		time.Sleep(time.Second)
+		one.gate.close()
+		other.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		time.Sleep(time.Second)
+		w.jet.Restore(3)
+		writes := 0
+		w.jet.Faults = func(op string) (f model.Fault) {
+			if op == "append" {
+				if writes++; writes > 4 { // gap opened, the queue's record, refilled messages, gap closed
+					f.Fail = stream.Unavailable
+				}
+			}
+			return f
+		}
+		other.gate.close() // no poll waits while people speak: their messages are refilled, and in the queue too
+		w.say(4)
+		other.gate.open()
+		time.Sleep(2 * time.Minute)
+		other.kill()
+		w.jet.Faults = nil
+		one.gate.open()
+		time.Sleep(3 * time.Minute)
+		w.check()
+		if live, backfill := w.origins(); live+backfill != 19 || backfill < 7 {
+			t.Errorf("%d live and %d refilled messages, want 19 in all, and at least 7 refilled", live, backfill)
+		}
+	})
+}
+
 // TestStartFrom begins in the past when asked to.
 func TestStartFrom(t *testing.T) {
 	for _, by := range []string{"message", "date"} {

@@ -36,6 +36,7 @@ type Stream struct {
 	down    bool
 	stale   *snapshot // what a deposed leader still answers
 	ever    []stream.Stored
+	aged    []stream.Stored
 	objects map[string][]byte
 	writing sync.WaitGroup
 }
@@ -365,6 +366,21 @@ func (s *Stream) Purge() { s.with(func() { s.msgs = nil }) }
 // Remove deletes the newest n messages one by one; the sequence goes on.
 func (s *Stream) Remove(n int) {
 	s.with(func() { s.msgs = slices.Clone(s.msgs[:max(0, len(s.msgs)-n)]) })
+}
+
+// Age drops the oldest n messages, as the stream's limits do, but never the newest of all.
+func (s *Stream) Age(n int) {
+	s.with(func() {
+		n = max(0, min(n, len(s.msgs)-1))
+		s.aged = append(s.aged, s.msgs[:n]...)
+		s.msgs = slices.Clone(s.msgs[n:])
+	})
+}
+
+// Aged is what Age dropped.
+func (s *Stream) Aged() (msgs []stream.Stored) {
+	s.with(func() { msgs = slices.Clone(s.aged) })
+	return msgs
 }
 
 // Delete deletes the stream; likewise.
