@@ -20,7 +20,7 @@ const recordAge = 24 * time.Hour
 // the first does too, in the quietest organization.
 const busyAnswers = 20
 
-// lookEvery is how often the newest message is looked at while all goes well.
+// lookEvery is how often the newest message and the queue's record are looked at while all goes well.
 const lookEvery = time.Minute
 
 // follow polls the queue and stores what comes, until the stream has to be read again or ctx ends.
@@ -76,6 +76,10 @@ func (b *Bridge) follow(ctx context.Context, p place) error {
 			looked = time.Now()
 			if m, err := b.stream.At(ctx, b.knownSeq); err == nil && m == nil {
 				return errMoved
+			}
+			if m, err := b.stream.LastOn(ctx, b.cfg.Realm.Record(subjects.Queue)); err == nil && m == nil {
+				b.keptAt = time.Time{} // the stream's limits took the queue's record
+				continue
 			}
 		}
 		if busy >= busyAnswers && b.poller.ClockOverdue() {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -265,6 +266,31 @@ func TestNothingSaysWhereTheStreamEnded(t *testing.T) {
 		closed := told[closedTold](w, "gap", "gap-closed")
 		if len(closed) != 1 || closed[0].NotRefilled == nil || closed[0].NotRefilled.UpTo != w.lastIDs[4] || !strings.Contains(closed[0].NotRefilled.Reason, "--start-from") {
 			t.Errorf("gap closed: %+v; want one that says that nothing was refilled, and why", closed)
+		}
+	})
+}
+
+// TestRecordIsKept: the stream's limits are so narrow that they take the queue's record, and it is written again.
+func TestRecordIsKept(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		time.Sleep(10 * time.Second)
+		w.jet.Age(100)
+		time.Sleep(3 * time.Minute)
+		if got, want := w.whys(), "kept"; got != want {
+			t.Fatalf("queues recorded: %q; want %q", got, want)
+		}
+		w.jet.Age(slices.IndexFunc(w.jet.Messages(), func(m stream.Stored) bool { return first(m, bridge.HeaderRecord) == "queue" }))
+		one.stop()
+		w.say(3)
+		time.Sleep(time.Hour)
+		one.start()
+		time.Sleep(time.Minute)
+		if _, backfill := w.origins(); backfill != 3 {
+			t.Errorf("%d messages refilled, want the 3 of the gap", backfill)
 		}
 	})
 }
