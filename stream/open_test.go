@@ -47,7 +47,7 @@ func createRaw(t *testing.T, srv *natstest.Server, name string, config map[strin
 			t.Fatal(err)
 		}
 		if strings.Contains(string(answer.Data), `"err_code":10049`) {
-			return false // the folder of one of that name, deleted just now, is in the way for a moment
+			return false // see natstest.CreateStream
 		}
 		if strings.Contains(string(answer.Data), `"error"`) {
 			t.Fatalf("creating %s: %s", data, answer.Data)

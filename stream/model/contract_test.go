@@ -55,10 +55,8 @@ func TestContract(t *testing.T) {
 				n++
 				name := fmt.Sprintf("S%d", n)
 				js := srv.JetStream()
-				if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{filter}, Storage: jetstream.FileStorage,
-					AllowAtomicPublish: true, AllowBatchPublish: true}); err != nil {
-					t.Fatal(err)
-				}
+				natstest.CreateStream(t, js, jetstream.StreamConfig{Name: name, Subjects: []string{filter}, Storage: jetstream.FileStorage,
+					AllowAtomicPublish: true, AllowBatchPublish: true})
 				s, err := stream.Open(t.Context(), srv.Conn(), stream.Config{Realm: "acme", Filter: filter, Name: name, Path: path})
 				if err != nil {
 					t.Fatal(err)

@@ -200,7 +200,8 @@ func (c Cluster) StepDown(stream string) {
 	})
 }
 
-// CreateStream makes a stream. For a moment after one of that name was deleted its folder is in the way (error 10049); that is waited for.
+// CreateStream makes a stream. While the folder of a deleted one goes away, the server may fail to make a folder for another (error 10049);
+// that is waited for.
 func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) {
 	t.Helper()
 	wait(t, "stream "+config.Name+" to be created", func() bool {
