@@ -173,9 +173,7 @@ func testForeign(t *testing.T, path stream.Path, shared, known bool) {
 	js := srv.JetStream()
 	if shared {
 		config := jetstream.StreamConfig{Name: "ALL", Subjects: []string{"zulip.>"}, AllowAtomicPublish: true}
-		if _, err := js.CreateStream(t.Context(), config); err != nil {
-			t.Fatal(err)
-		}
+		natstest.CreateStream(t, js, config)
 	}
 	proxy := natstest.NewProxy(t, srv.URL)
 	s := open(t, connect(t, proxy.URL), stream.Config{Path: path})
@@ -248,9 +246,7 @@ func TestSharedStreamIgnoresOtherRealms(t *testing.T) {
 			srv := natstest.Start(t)
 			js := srv.JetStream()
 			config := jetstream.StreamConfig{Name: "ALL", Subjects: []string{"zulip.>"}, AllowAtomicPublish: true, AllowBatchPublish: true}
-			if _, err := js.CreateStream(t.Context(), config); err != nil {
-				t.Fatal(err)
-			}
+			natstest.CreateStream(t, js, config)
 			proxy := natstest.NewProxy(t, srv.URL)
 			s := open(t, connect(t, proxy.URL), stream.Config{Path: path})
 			if s.Name() != "ALL" || s.Dedicated() {

@@ -199,9 +199,7 @@ func TestNoQuorum(t *testing.T) {
 			subjects = []string{r.name + ".>"}
 		}
 		config := jetstream.StreamConfig{Name: r.name, Subjects: subjects, Replicas: 3, AllowAtomicPublish: true, AllowBatchPublish: true}
-		if _, err := js.CreateStream(t.Context(), config); err != nil {
-			t.Fatal(err)
-		}
+		natstest.CreateStream(t, js, config)
 		cfg := stream.Config{Filter: r.name + ".acme.>", Name: r.name, Path: r.path, AckTimeout: 300 * time.Millisecond}
 		now := &realm{name: r.name, first: open(t, nc, cfg), second: open(t, connect(t, c.URL()), cfg), dedicated: dedicated}
 		var err error

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -200,13 +201,16 @@ func (c Cluster) StepDown(stream string) {
 	})
 }
 
-// CreateStream makes a stream. While the folder of a deleted one goes away, the server may fail to make a folder for another (error 10049);
-// that is waited for.
+// passing are the errors of a creation that pass: cluster incomplete, no suitable peers, no leader, cannot handle the request, no store.
+var passing = []jetstream.ErrorCode{10004, 10005, 10008, 10009, 10049}
+
+// CreateStream makes a stream, waiting for what passes by itself: a cluster just started whose servers do not see each other yet, and the
+// folder of a deleted stream, which while it goes away may keep the server from making another.
 func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) {
 	t.Helper()
 	wait(t, "stream "+config.Name+" to be created", func() bool {
 		_, err := js.CreateStream(context.Background(), config)
-		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.ErrorCode == 10049 {
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && slices.Contains(passing, e.ErrorCode) {
 			return false
 		}
 		if err != nil {
