@@ -1,5 +1,5 @@
-// Command zulip-nats puts every event that a Zulip account receives on NATS JetStream, once, in order, and as Zulip sent it. See the
-// README, and package cli for the commands.
+// Command zulip-nats puts every event that a Zulip account receives on NATS JetStream,
+// once, in order, and as Zulip sent it. See the README, and package cli for the commands.
 package main
 
 import (
@@ -9,18 +9,36 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
+
+	"golang.org/x/term"
 
 	"zulip-nats/cli"
 )
 
 func main() {
-	// Whoever reads our output may go away, `head` say. That is an error of a write like any other, and not the end: the demo cleans up,
-	// and the bridge goes on without its log.
+	// Whoever reads our output may go away, `head` say. That is an error of a write like
+	// any other, and not the end: the demo cleans up, and the bridge goes on without its
+	// log.
 	signal.Ignore(syscall.SIGPIPE)
-	// net/http complains there about servers that send more than they announced, and quotes it: that would be people's messages.
+	// net/http complains there about servers that send more than they announced, and
+	// quotes it: that would be people's messages.
 	log.SetOutput(io.Discard)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal asks for a clean stop. The second one ends the program as if it had no handler.
-	context.AfterFunc(ctx, stop)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	switch {
+	case signal.Ignored(syscall.SIGHUP): // nohup
+	case term.IsTerminal(int(os.Stdin.Fd())) || term.IsTerminal(int(os.Stderr.Fd())):
+		ends = append(ends, syscall.SIGHUP) // whoever started it on this terminal has closed it
+	default:
+		// A daemon is sent it to read its settings again, and not to end. There is
+		// nothing to be done: the zuliprc is read again when Zulip refuses the key,
+		// certificates and credentials at each connection.
+		signal.Ignore(syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
+	// The first signal asks for a clean stop. A second one ends the program as if it had
+	// no handler, a second later: a terminal that is closed, a timeout command and the
+	// like send two at once.
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 	os.Exit(cli.Run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

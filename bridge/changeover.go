@@ -2,82 +2,77 @@ package bridge
 
 import (
 	"context"
-	"time"
 
+	"zulip-nats/events"
+	"zulip-nats/logevent"
 	"zulip-nats/poller"
 )
 
-// changeOver goes to a new queue in good order while the old one lives (design, section 9.6): the register options changed, or the old
-// queue's idle clock cannot be renewed at this organization's pace. Nothing is lost, because the new queue exists before the old one is
-// read for the last time; what comes between is in both, and messages are recognized by their id.
+// changeOver goes to a new queue in good order while the old one lives (design, section
+// 9.6): the register options changed, or the old queue's idle clock cannot be renewed at
+// this organization's pace. Nothing is lost, because the new queue exists before the old
+// one is asked for the last time; what comes between is in both, and messages are
+// recognized by their id.
 //
-// Until the record of the new queue stands, the old one counts: a crash before it leaves a queue that nobody knows, which Zulip drops.
-func (b *Bridge) changeOver(ctx context.Context, p place, why string) error {
-	if err := b.leading(); err != nil {
-		return err
-	}
+// Until the record of the new queue stands, the old one counts, and whether it stands
+// decides which of the two is deleted.
+func (b *Bridge) changeOver(ctx context.Context, why string) error {
 	old := b.known
-	b.log.Info().Str("queue", old.Queue).Str("why", why).Msg("changing over to a new queue")
+	logevent.QueueChangedOver.Info(b.log).Str("queue", old.Queue).Str("why", why).Msg("changing over to a new queue")
 	r, err := b.register(ctx, why)
+	if refused := asRefused(err); refused != nil {
+		// The old queue lives, and is better than none.
+		b.unlike = string(b.poller.Options.JSON())
+		logevent.OptionsRefused.Error(b.log).Str("queue", old.Queue).Str("zulip", refused.Error()).
+			Msg("Zulip does not register a queue with these options: following the old queue as it is; correct the " +
+				"options and restart")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	from, largest := b.knownSeq+1, int64(0)
-	for more := true; more && err == nil; {
-		// One answer is enough: it holds all that came before the new queue was made.
-		var batch *poller.Batch
-		if batch, err = b.poller.Drain(ctx, b.known); err != nil {
-			break
-		}
+	// Asked for now, so it holds all that came before the new queue was made.
+	err = b.poller.Drain(ctx, b.known, func(batch *poller.Batch) error {
 		for i := range batch.Events {
 			largest = max(largest, batch.Events[i].MessageID)
 		}
-		more = batch.More
-		err = b.store(ctx, batch)
-	}
+		return b.store(ctx, batch)
+	})
 	if err != nil {
-		b.discard(ctx, r.QueueID)
+		b.discard(ctx, r.QueueID) // its record was never sent
 		if refused := asRefused(err); refused != nil {
 			_, err = b.isItLost(ctx, refused)
 		}
 		return err
 	}
-	r.Previous, r.Begin = old.Queue, b.record.Begin
+	r.Previous, r.Cut = old.Queue, b.record.Cut
+	r.Begin = begin(b.record, b.poller.Options, r.Newest)
 	if largest > 0 {
-		r.Held = &heldRange{From: from, UpToID: largest}
+		r.Held = &events.Held{From: from, UpToID: largest}
 	}
-	e, err := b.queueEntry(r, -1)
-	if err != nil {
-		return err
-	}
-	gctx, cancel := b.graceful(ctx)
-	defer cancel()
-	if err := b.append(gctx, []entry{e}, phasePoll); err != nil {
-		b.discard(ctx, r.QueueID)
+	if err := b.commitQueue(ctx, phasePoll, r); err != nil {
 		return err
 	}
 	if r.Held != nil {
 		r.Held.Until = b.knownSeq
 	}
-	b.followNew(r)
-	b.discard(ctx, old.Queue)
 	return nil
 }
 
-// retireOld deletes the queue before this one, in case a crash came between the record of a change-over and the deletion.
-func (b *Bridge) retireOld(ctx context.Context) {
-	if r := b.record; r.Previous != "" && (r.Why == whyOptions || r.Why == whyChangedOver) {
-		b.discard(ctx, r.Previous)
+// begin is where the story begins for a queue with these options that follows another in
+// good order. What was not asked for before begins with it.
+func begin(before *events.Queue, options poller.Options, newest events.MessageIDs) *events.Beginning {
+	was := optionsOf(before)
+	switch {
+	case !receives(was, false):
+		return &events.Beginning{Newest: newest}
+	case before.Begin == nil:
+		return nil
 	}
-}
-
-// followNew takes a queue that was just recorded for the one to follow.
-func (b *Bridge) followNew(r *queueRecord) {
-	b.log.Info().Str("queue", r.QueueID).Str("why", r.Why).Str("zulip", r.ZulipVersion).Int("feature_level", r.FeatureLevel).
-		Stringer("idle_life", r.life()).Bool("life_said_by_server", r.LifeSaid).Msg("a queue is registered and recorded")
-	if r.Begin != nil && r.Begin.Seq == 0 {
-		r.Begin.Seq = b.knownSeq
+	b := *before.Begin
+	if !receives(was, true) {
+		b.Newest.Public = newest.Public
 	}
-	b.record, b.keptAt, b.held, b.resumed = r, time.Now(), nil, true
-	b.poller.Follow(poller.Queue{ID: r.QueueID, Life: r.life(), Patience: r.patience(), Renewed: r.Time})
+	return &b
 }

@@ -5,34 +5,38 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
+	"zulip-nats/events"
+	"zulip-nats/logevent"
 	"zulip-nats/poller"
+	"zulip-nats/redact"
 	"zulip-nats/subjects"
 )
 
-// isItLost decides what a refused poll means (design, section 9.3). One answer never decides it: another instance may have moved on and
-// acknowledged what we ask for, and that is no gap. The queue is lost if the stream says that nobody moved on, Zulip refuses a second
-// time, and a gap-opened record can be stored right behind what was read: a bridge that had moved on would have left a message there.
+// isItLost decides what a refused poll means (design, section 9.3). One answer never
+// decides it: another instance may have moved on and acknowledged what we ask for, and
+// that is no gap. The queue is lost if the stream says that nobody moved on, Zulip
+// refuses a second time, and a gap-opened record can be stored right behind what was
+// read: a bridge that had moved on would have left a message there.
 //
-// alive: go on polling. Otherwise the stream has to be read again: it may hold the record of the gap now, or somebody else's work.
+// alive: go on polling. Otherwise the stream has to be read again: it may hold the record
+// of the gap now, or somebody else's work.
 func (b *Bridge) isItLost(ctx context.Context, refused *poller.RefusedError) (alive bool, err error) {
-	b.log.Warn().Str("queue", b.known.Queue).Int64("event_id", b.known.Last).Str("zulip", refused.Error()).
-		Msg("Zulip refuses the poll: looking whether the queue is lost")
+	logevent.PollRefused.Warn(b.log).Str("queue", b.known.Queue).Int64("event_id", b.known.Last).
+		Str("zulip", refused.Error()).Msg("Zulip refuses the poll: looking whether the queue is lost")
 	p, err := b.read(ctx)
 	if err != nil {
 		return false, err
 	}
-	if b.wentBack(p) || p.phase != phasePoll || p.at != b.known {
+	if p.phase != phasePoll || p.at != b.known || p.seq() != b.knownSeq {
 		return false, errMoved
-	}
-	if err := b.leading(); err != nil {
-		return false, err
 	}
 	for pause, since := time.Second, time.Now(); ; pause = min(2*pause, 15*time.Second) {
 		err := b.poller.Probe(ctx, b.known)
 		if err == nil {
-			b.log.Info().Str("queue", b.known.Queue).Msg("Zulip takes the poll after all: going on")
+			logevent.PollTaken.Info(b.log).Str("queue", b.known.Queue).Msg("Zulip takes the poll after all: going on")
 			return true, nil
 		}
 		if refused = asRefused(err); refused == nil {
@@ -45,17 +49,36 @@ func (b *Bridge) isItLost(ctx context.Context, refused *poller.RefusedError) (al
 			return false, err
 		}
 	}
-	return false, b.openGap(ctx, p, "Zulip has dropped the queue", refused)
+	why, cause := gapDropped, "Zulip has dropped the queue"
+	if b.record != nil {
+		if change := changeOfAccount(b.record.Account, b.account()); change != "" {
+			why, cause = gapAccount, change
+		}
+	}
+	return false, b.openGap(ctx, p, why, cause, refused, nil)
 }
 
-// openGap writes the record that opens a gap, right behind what was read. It comes before registering: it proves that nobody else moved
-// on and that the stream takes writes, so a failing bridge does not strew queues over Zulip. nil: it stands, and is what a read will find.
-func (b *Bridge) openGap(ctx context.Context, p place, cause string, refused *poller.RefusedError) error {
-	body := gapOpened{Record: recordGapOpened, Cause: cause, QueueID: p.at.Queue, LastEventID: p.at.Last, Noticed: time.Now().UTC()}
+// changeOfAccount says that the account is another one, "" if it is not. What the one may
+// read, the other may not.
+func changeOfAccount(was, is string) string {
+	if was == is {
+		return ""
+	}
+	return fmt.Sprintf("the account changed from %s to %s, and a queue belongs to its account", was, is)
+}
+
+// openGap writes the record that opens a gap, right behind what was read. It comes before
+// registering: it proves that nobody else moved on and that the stream takes writes, so a
+// failing bridge does not strew queues over Zulip. why is what it is counted as. nil: it
+// stands, and is what a read will find.
+func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, refused *poller.RefusedError,
+	missing *events.Range) error {
+	body := events.GapOpened{Record: events.RecordGapOpened, Cause: cause, QueueID: p.at.Queue, LastEventID: p.at.Last,
+		Noticed: time.Now().UTC(), Missing: missing}
 	if refused != nil {
 		body.Zulip = refused.Error()
 	}
-	m, err := b.lastOn(ctx, b.cfg.Realm.Events()) // not the newest of all: that is our own record of this start
+	m, err := b.lastOn(ctx, b.realm.Events()) // not the newest of all: that is our own record of this start
 	if err != nil {
 		return err
 	}
@@ -66,77 +89,138 @@ func (b *Bridge) openGap(ctx context.Context, p place, cause string, refused *po
 		return err
 	}
 	if m != nil {
-		body.LastMessageID, _ = headerInt(m, HeaderMessageID)
+		body.LastMessageID, _ = headerInt(m, events.HeaderMessageID)
 	}
-	e, err := b.recordEntry(recordGapOpened, subjects.Gap, p.at, body)
+	e, err := b.recordEntry(events.RecordGapOpened, subjects.Gap, p.at, body)
 	if err != nil {
 		return err
 	}
-	if err := b.put(ctx, p, e); err != nil {
+	if err := b.put(ctx, e, p.phase, p.seq()); err != nil {
 		return err
 	}
 	b.losses++
-	b.log.Error().Str("cause", cause).Str("queue", p.at.Queue).Int64("last_event_id", p.at.Last).Int64("last_message_id", body.LastMessageID).
-		Str("subject", e.msg.Subject).Msg("a gap is open")
+	b.report.now.Counters.Gaps, b.report.now.Counters.LastGap = oneMore(b.report.now.Counters.Gaps, why), time.Now()
+	b.report.show()
+	line := logevent.GapOpened.Error(b.log).Str("gap", "opened").Str("cause", cause).Str("queue", p.at.Queue).
+		Int64("last_event_id", p.at.Last).Int64("last_message_id", body.LastMessageID)
+	if !body.LastStored.IsZero() {
+		line.Time("since", body.LastStored)
+	}
+	line.Str("subject", e.msg.Subject).Msg("a gap is open")
 	return nil
 }
 
-// begin handles a stream with no message of ours. The first start ever begins now, unless it was asked to go back; in a stream of our own
-// whose sequence is above 0 the past is gone, which is told as a gap.
-func (b *Bridge) begin(ctx context.Context, p place) error {
+// causePast is the cause of a refill that begins with the very first start.
+const causePast = "asked to start in the past"
+
+// begin handles a stream with no message of ours. The first start ever begins now, unless
+// it was asked to go back; in a stream of our own whose sequence is above 0 the past is
+// gone, which is told as a gap.
+func (b *Bridge) begin(ctx context.Context, p resumePoint) error {
 	info, err := b.info(ctx)
 	if err != nil {
 		return err
 	}
 	if info.LastSeq > 0 && b.stream.Dedicated() {
-		return b.openGap(ctx, p, fmt.Sprintf("the stream's own past is gone: it holds no message of ours, though its last sequence is %d", info.LastSeq), nil)
+		return b.openGap(ctx, p, gapPast,
+			fmt.Sprintf("the stream's own past is gone: it holds no message of ours, though its "+
+				"last sequence is %d", info.LastSeq), nil, nil)
 	}
-	r, err := b.register(ctx, whyFirst)
+	r, err := b.registerPatiently(ctx, events.WhyFirst)
 	if err != nil {
 		return err
 	}
-	r.Begin = &beginning{Newest: r.Newest}
+	r.Begin = &events.Beginning{Newest: r.Newest}
 	if b.cfg.StartFrom.set() {
-		above, err := b.startFrom(ctx, r.Newest)
-		if err != nil {
+		o := b.poller.Options
+		r.Refill = &events.Refill{Own: receives(o, false), Public: receives(o, true), Narrow: o.Narrow, UpTo: r.Newest,
+			Cause: causePast,
+			Until: refillUntil(r)}
+		if r.Refill.Above, err = b.startFrom(ctx, r); err != nil {
 			b.discard(ctx, r.QueueID)
 			return err
 		}
-		r.Refill = &refillRange{Above: above, UpTo: r.Newest, Cause: "asked to start in the past", Until: r.Time.Add(r.life() / 2)}
-		r.Held = &heldRange{From: 1, UpToID: r.Newest.max()}
+		r.Refill.Unknown = r.Refill.Above.Own == events.Unknown || r.Refill.Above.Public == events.Unknown
+		r.Held, r.Begin.Newest = &events.Held{From: 1, UpToID: upTo(r.Refill)}, r.Refill.Above
 	}
-	return b.enroll(ctx, p, r, -1)
+	return b.commitQueue(ctx, p.phase, r)
 }
 
-// replace registers the queue that follows a lost one, and records it.
-func (b *Bridge) replace(ctx context.Context, p place) error {
+// registerNext registers the queue that follows a lost one, and records it.
+func (b *Bridge) registerNext(ctx context.Context, p resumePoint) error {
 	if err := sleep(ctx, lossPause(b.losses)); err != nil {
 		return err
 	}
-	if err := b.leading(); err != nil {
+	before, err := b.recordOf(ctx, p)
+	if err != nil {
 		return err
 	}
-	r, err := b.register(ctx, whyLost)
+	if before, err = b.belongs(before); err != nil {
+		return err
+	}
+	r, err := b.registerPatiently(ctx, events.WhyLost)
 	if err != nil {
 		return err
 	}
 	r.Previous = p.at.Queue
-	opened := decode[gapOpened](p.last)
+	opened := decode[events.GapOpened](p.last)
 	if opened == nil {
-		opened = &gapOpened{}
+		opened = &events.GapOpened{}
 	}
-	before, err := b.recordOf(ctx, p.at.Queue)
-	if err == nil {
-		err = b.planRefill(ctx, r, opened, p.last.Seq, before)
+	if b.abandoned != "" {
+		opened.Cause, b.abandoned = opened.Cause+"; "+b.abandoned, ""
 	}
-	if err != nil {
+	if before != nil {
+		r.MovedFrom = before.MovedFrom
+		if change := changeOfAccount(before.Account, r.Account); change != "" &&
+			!strings.Contains(opened.Cause, change) {
+			opened.Cause += "; " + change
+		}
+	}
+	if err := b.planRefill(ctx, r, opened, before); err != nil {
 		b.discard(ctx, r.QueueID)
 		return err
 	}
-	return b.enroll(ctx, p, r, -1)
+	return b.commitQueue(ctx, p.phase, r)
 }
 
-// lossPause is the pause before a register: none for the first loss in a row, then 2 s doubling to 30 s, until a new queue has answered.
+const (
+	// refusedRegisters is how often the very first register may be refused. One refusal
+	// may be a proxy's whim.
+	refusedRegisters = 3
+	// refusedPause is the longest pause behind a refused register.
+	refusedPause = time.Minute
+)
+
+// registerPatiently registers until Zulip takes it. A refusal ends nothing once a queue
+// was had: what Zulip refuses today it may take tomorrow. At the very first start
+// somebody is there to be told.
+func (b *Bridge) registerPatiently(ctx context.Context, why string) (*events.Queue, error) {
+	for tries, pause := 1, time.Second; ; tries, pause = tries+1, min(2*pause, refusedPause) {
+		r, err := b.register(ctx, why)
+		refused := asRefused(err)
+		switch {
+		case refused == nil:
+			b.unregistered.Clear()
+			return r, err
+		case why == events.WhyFirst && tries >= refusedRegisters:
+			return nil, &ConfigError{fmt.Sprintf("Zulip at %s registers no queue with these options: %v; correct "+
+				"--event-types, --narrow or --all-public-streams (a guest may not ask for all public "+
+				"channels)", redact.URL(b.cfg.Site), refused)}
+		}
+		if _, news := b.unregistered.Set(refused.Error(), refused.Error()); news {
+			logevent.OptionsRefused.Error(b.log).Str("zulip", refused.Error()).
+				Msg("Zulip registers no queue with these options: asking again, less and less often; " +
+					"if they are wrong, correct them and restart")
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lossPause is the pause before a register: none for the first loss in a row, then 2 s
+// doubling to 30 s, until a new queue has answered.
 func lossPause(losses int) time.Duration {
 	if losses <= 1 {
 		return 0
@@ -145,71 +229,30 @@ func lossPause(losses int) time.Duration {
 	return d*3/4 + rand.N(d/4)
 }
 
-// register makes a queue and what there is to record of it.
-func (b *Bridge) register(ctx context.Context, why string) (*queueRecord, error) {
-	reg, err := b.poller.Register(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r := &queueRecord{Record: recordQueue, Why: why, QueueID: reg.QueueID, Site: b.cfg.Site, Account: b.cfg.Account, Options: b.poller.Options.JSON(),
-		ZulipVersion: reg.Version, FeatureLevel: reg.FeatureLevel, LifeSeconds: reg.Life.Seconds(), LifeSaid: reg.LifeSaid,
-		Patience: reg.Patience.Seconds(), Bridge: b.cfg.Version, Time: time.Now().UTC()}
-	if b.receivesMessages() {
-		if r.Newest, err = b.askNewest(ctx); err != nil {
-			b.discard(ctx, r.QueueID)
-			return nil, err
-		}
-	}
-	return r, nil
-}
-
-// enroll makes a new queue durable, before its first poll, since its id exists nowhere else. If its record does not get stored the queue
-// is deleted again: nobody would ever poll it.
-func (b *Bridge) enroll(ctx context.Context, p place, r *queueRecord, last int64) error {
-	e, err := b.queueEntry(r, last)
-	if err != nil {
-		return err
-	}
-	if err := b.put(ctx, p, e); err != nil {
-		b.discard(ctx, r.QueueID)
-		return err
-	}
-	b.followNew(r)
-	return nil
-}
-
-// discard deletes a queue that nobody will follow, even while stopping. One try: Zulip drops it by itself when it has been idle.
-func (b *Bridge) discard(ctx context.Context, queue string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if err := b.poller.Delete(ctx, queue); err != nil {
-		b.log.Debug().Err(err).Str("queue", queue).Msg("a queue could not be deleted: Zulip drops it by itself when it has been idle")
-	}
-}
-
-// tailLost handles a stream that holds less than what we know it held (design, section 9.3, step 3). If Zulip still has what the stream
-// lost, polling from the stream's position brings it back. Otherwise the events between are lost, and said to be; if the queue lives it is
-// followed further from where memory is.
-func (b *Bridge) tailLost(ctx context.Context, p place) error {
+// tailLost handles a stream that holds less than what we know it held (design, section
+// 9.3, step 3). If Zulip still has what the stream lost, polling from the stream's
+// position brings it back. Otherwise the events between are lost, and said to be; if the
+// queue lives it is followed further from where memory is.
+func (b *Bridge) tailLost(ctx context.Context, p resumePoint) error {
 	was := b.known
-	b.log.Error().Str("stream_says", describe(p.at)).Str("stored_was", describe(was)).
-		Msg("the stream holds less than what it had acknowledged (restored, recreated, purged, or its server lost power)")
-	if b.record != nil {
-		r := *b.record
-		r.Begin = nil // it was a place in a stream that is no more
-		b.record = &r
-	}
+	logevent.StreamWentBack.Error(b.log).Str("stream_says", describe(p.at)).Str("stored_was", describe(was)).
+		Msg("the stream holds less than what it had acknowledged (restored, recreated, purged, or its server " +
+			"lost power)")
 	if p.phase == phasePoll {
 		switch err := b.poller.Probe(ctx, p.at); {
 		case err == nil:
-			b.log.Warn().Str("at", describe(p.at)).Msg("Zulip still has what the stream lost: going on from there")
+			logevent.StreamMadeGood.Warn(b.log).Str("at", describe(p.at)).
+				Msg("Zulip still has what the stream lost: going on from there")
 			b.forget(p)
 			return nil
 		case asRefused(err) == nil:
 			return err
 		}
 	}
-	if was.Queue == "" || p.phase == phaseRegister || p.phase == phaseRefill {
+	if was.Queue == "" || p.phase == phaseRegister || p.phase == phaseRefill ||
+		p.at.Queue == was.Queue && p.at.Last >= was.Last {
+		// In a stream that was made anew, another instance may have come further than we
+		// had.
 		b.forget(p)
 		return nil
 	}
@@ -220,86 +263,105 @@ func (b *Bridge) tailLost(ctx context.Context, p place) error {
 	case asRefused(err) == nil:
 		return err
 	}
+	missing := &events.Range{Above: -1, UpTo: was.Last}
+	if p.at.Queue == was.Queue {
+		missing.Above = p.at.Last
+	}
 	cause := "the stream lost its newest messages, and Zulip has dropped the queue"
 	if alive {
 		cause = "the stream lost its newest messages; the queue lives on"
 	}
-	if err := b.openGap(ctx, place{phase: p.phase, at: was, cursor: p.cursor, last: p.last}, cause, nil); err != nil {
+	if err := b.openGap(ctx, resumePoint{phase: p.phase, at: was, last: p.last}, gapTail, cause, nil, missing); err != nil {
 		return err
 	}
+	survivor, err := b.survivor(ctx, p, was)
+	if err != nil {
+		return err
+	}
+	b.record = behind(b.record, p, survivor)
 	if !alive {
 		return nil
 	}
-	return b.sameQueue(ctx, was, p)
+	return b.sameQueue(ctx, was, p, cause, missing)
 }
 
-// sameQueue records that the queue before the gap is the queue behind it: the stream had lost messages, Zulip had not dropped the queue.
-// p is the place before the gap was opened.
-func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p place) error {
+// survivor is the record of the queue that the stream says is followed, where that is
+// another one than the one that was; nil if there is none.
+func (b *Bridge) survivor(ctx context.Context, p resumePoint, was poller.Position) (*events.Queue, error) {
+	if p.at.Queue == was.Queue {
+		return nil, nil
+	}
+	return b.recordOf(ctx, p)
+}
+
+// behind is the record as it counts where p is all that is left of its stream: a place
+// behind p is in a stream that is no more (sequence 0), and what was settled since the
+// survivor's record may be lost with it.
+func behind(r *events.Queue, p resumePoint, survivor *events.Queue) *events.Queue {
+	if r == nil || r.Begin == nil || p.at.Queue == r.QueueID && p.seq() >= r.Begin.Seq {
+		return r
+	}
+	anew := *r
+	anew.Begin = &events.Beginning{Newest: r.Begin.Newest}
+	if survivor != nil {
+		anew.Begin = survivor.Begin
+	}
+	return &anew
+}
+
+// sameQueue records that the queue before the gap is the queue behind it: the stream had
+// lost messages, Zulip had not dropped the queue. p is the place before the gap was
+// opened.
+func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p resumePoint, cause string,
+	missing *events.Range) error {
 	if b.record == nil || b.record.QueueID != was.Queue {
 		return nil // only its record could tell how to follow it: a new queue then
 	}
 	r := *b.record
-	r.Why, r.Previous, r.Time = whyLost, was.Queue, time.Now().UTC()
-	opened := &gapOpened{Cause: "the stream lost its newest messages; the queue lives on"}
-	missing := &idRange{Above: -1, UpTo: was.Last}
+	r.Why, r.Previous, r.Time = events.WhyLost, was.Queue, time.Now().UTC()
+	opened := &events.GapOpened{Cause: cause, Missing: missing}
 	if p.last != nil {
 		opened.LastStored = p.last.Time
 	}
-	if p.at.Queue == was.Queue {
-		missing.Above = p.at.Last
-	}
 	var err error
-	if r.Newest, err = b.askNewest(ctx); err != nil {
+	if r.Newest, err = b.askNewest(ctx, optionsOf(b.record), r.Life()); err != nil {
 		return err
 	}
-	if err := b.planRefill(ctx, &r, opened, b.knownSeq, b.record); err != nil {
+	if err := b.planRefill(ctx, &r, opened, b.record); err != nil {
 		return err
 	}
-	r.Refill.Missing = missing
-	e, err := b.queueEntry(&r, was.Last)
+	// Nothing has renewed its clock since it was last polled.
+	if expires := b.poller.Expires(); !expires.IsZero() {
+		if half := time.Now().Add(time.Until(expires) / 2); half.Before(r.Refill.Until) {
+			r.Refill.Until = half
+		}
+	}
+	e, err := b.queueEntry(&r, was.Last, events.NextRefill)
 	if err != nil {
 		return err
 	}
-	if err := b.put(ctx, place{cursor: b.cursor}, e); err != nil {
+	if err := b.put(ctx, e, phaseRegister, b.knownSeq); err != nil {
 		return err
 	}
-	b.record, b.held = &r, nil
+	b.record = &r
 	return nil
 }
 
 // forget forgets what was known: the stream is the truth, even if it is an older one.
-func (b *Bridge) forget(p place) {
-	b.known, b.knownSeq = p.at, p.seq()
-	b.record, b.held, b.rejected = nil, nil, rejections{}
+func (b *Bridge) forget(p resumePoint) {
+	if b.known.Queue != "" && b.known.Queue != p.at.Queue && !b.isLeftover(b.known.Queue) {
+		// Nobody knows of that queue any more, unless a deposed leader has told us so.
+		b.leftovers = append(b.leftovers, leftover{queue: b.known.Queue, after: p.cursor.Seq})
+		if p.phase == phaseRegister {
+			b.abandoned = fmt.Sprintf("the stream lost its newest messages, and with them %s, which is followed no more",
+				describe(b.known))
+		}
+	}
+	b.known, b.knownSeq, b.record = p.at, p.seq(), nil
 }
 
 // asRefused gives Zulip's refusal of a poll, nil if the error is another.
 func asRefused(err error) *poller.RefusedError {
 	refused, _ := errors.AsType[*poller.RefusedError](err)
 	return refused
-}
-
-// Retire ends the queue for good: the gap is opened first, so that the next start does not look for a queue that we deleted ourselves.
-func (b *Bridge) Retire(ctx context.Context) error {
-	if err := b.open(ctx); err != nil {
-		return err
-	}
-	p, err := b.read(ctx)
-	if err != nil {
-		return err
-	}
-	b.adopt(p)
-	if p.at.Queue == "" {
-		return nil
-	}
-	if p.phase != phaseRegister {
-		switch err := b.openGap(ctx, p, "retired by the operator", nil); {
-		case errors.Is(err, errMoved):
-			return &ConfigError{"another instance works on this queue: stop it before the queue is retired"}
-		case err != nil:
-			return err
-		}
-	}
-	return b.poller.Delete(ctx, p.at.Queue)
 }

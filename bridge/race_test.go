@@ -2,5 +2,9 @@
 
 package bridge_test
 
-// defaultSeeds is smaller here: the race detector makes a seed ten times as slow.
-const defaultSeeds = 150
+// The race detector makes everything ten times as slow: fewer seeds, and of courses that
+// go over hours or megabytes the shorter ones.
+const (
+	defaultSeeds = 60
+	longCourses  = false
+)

@@ -1,7 +1,7 @@
 package bridge_test
 
 import (
-	"context"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -14,14 +14,18 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"zulip-nats/bridge"
+	"zulip-nats/events"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
 	"zulip-nats/zulipsim"
 )
 
-// Stories: one thing that happens to a bridge, and what the stream tells of it. Time is virtual.
+// Stories: one thing that happens to a bridge, and what the stream tells of it. Time is
+// virtual.
 
 // story runs f in a world with one instance that follows a queue.
 func story(t *testing.T, f func(w *world, one *instance)) {
@@ -35,14 +39,24 @@ func story(t *testing.T, f func(w *world, one *instance)) {
 // say sends n messages.
 func (w *world) say(n int) {
 	for range n {
-		w.lastIDs = append(w.lastIDs, w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: fmt.Sprintf("message %d", w.rng.Uint32())}))
+		w.lastIDs = append(w.lastIDs, w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t",
+			Content: fmt.Sprintf("message %d", w.rng.Uint32())}))
 	}
+}
+
+// follows starts an instance and lets it store that many messages.
+func (i *instance) follows(n int) {
+	i.start()
+	time.Sleep(time.Second)
+	i.w.say(n)
+	time.Sleep(time.Second)
 }
 
 // told is what records of a kind say, oldest first.
 func told[T any](w *world, subject, record string) (bodies []T) {
 	for _, m := range w.jet.Messages() {
-		if m.Subject == "zulip."+simRealm+".bridge."+subject && (record == "" || first(m, bridge.HeaderRecord) == record) {
+		if m.Subject == "zulip."+simRealm+".bridge."+subject &&
+			(record == "" || first(m, events.HeaderRecord) == record) {
 			var body T
 			if err := json.Unmarshal(m.Data, &body); err != nil {
 				w.t.Errorf("a record on %s is no JSON: %v", m.Subject, err)
@@ -73,6 +87,7 @@ func (q *queueTold) UnmarshalJSON(b []byte) error {
 type closedTold struct {
 	Cause       string `json:"cause"`
 	Refilled    int    `json:"messages_refilled"`
+	Old         string `json:"old_queue_id"`
 	NotRefilled *struct {
 		Reason string `json:"reason"`
 		Above  int64  `json:"above_message_id"`
@@ -92,12 +107,45 @@ func (w *world) whys() string {
 	return strings.Join(list, ", ")
 }
 
+// An alert on a gap is cleared by its closing: both lines name the queue that was lost.
+func TestGapIsLoggedAsOpenedAndClosed(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		var log bytes.Buffer
+		w.log = zerolog.New(&log)
+		one.start()
+		time.Sleep(time.Second)
+		var want []string
+		for range 2 {
+			w.say(3)
+			time.Sleep(time.Second)
+			lost := w.zulip.Queues()[len(w.zulip.Queues())-1].ID
+			w.zulip.ExpireQueue(lost)
+			time.Sleep(time.Minute)
+			want = append(want, "error opened "+lost, "info closed "+lost)
+		}
+		one.stop()
+		var got []string
+		for line := range strings.Lines(log.String()) {
+			var fields struct{ Level, Gap, Queue string }
+			if err := json.Unmarshal([]byte(line), &fields); err != nil {
+				t.Fatal(err)
+			}
+			if fields.Gap != "" {
+				got = append(got, fields.Level+" "+fields.Gap+" "+fields.Queue)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the log says\n%q\nwant\n%q", got, want)
+		}
+	})
+}
+
 // origins counts messages by where they came from.
 func (w *world) origins() (live, backfill int) {
 	for _, m := range w.jet.Messages() {
 		switch {
-		case first(m, bridge.HeaderRecord) != "" || first(m, bridge.HeaderMessageID) == "":
-		case first(m, bridge.HeaderOrigin) == "backfill":
+		case first(m, events.HeaderRecord) != "" || first(m, events.HeaderMessageID) == "":
+		case first(m, events.HeaderOrigin) == "backfill":
 			backfill++
 		default:
 			live++
@@ -106,18 +154,15 @@ func (w *world) origins() (live, backfill int) {
 	return live, backfill
 }
 
-// TestGapIsRefilled is the commonest loss: the bridge was away for longer than its queue lives. What Zulip's own database says happened in the
-// gap is compared with the stream.
+// TestGapIsRefilled is the commonest loss: the bridge was away for longer than its queue
+// lives. What Zulip's own database says happened in the gap is compared with the stream.
 func TestGapIsRefilled(t *testing.T) {
 	for _, public := range []bool{false, true} {
 		t.Run(fmt.Sprintf("all public channels %v", public), func(t *testing.T) {
 			story(t, func(w *world, one *instance) {
 				w.options.Life, w.options.AllPublicStreams = 10*time.Minute, public
 				w.account.Update(func(a *zulipsim.Account) { a.NoSubscriptions = public })
-				one.start()
-				time.Sleep(time.Second)
-				w.say(30)
-				time.Sleep(time.Second)
+				one.follows(30)
 				one.stop()
 				w.say(50)
 				w.zulip.EditMessage(w.lastIDs[25], zulipsim.Edit{Content: new("edited in the gap")})
@@ -135,12 +180,15 @@ func TestGapIsRefilled(t *testing.T) {
 					t.Errorf("queues recorded: %s; want %s", got, want)
 				}
 				closed := told[closedTold](w, "gap", "gap-closed")
-				if len(closed) != 1 || closed[0].Refilled != 51 || closed[0].NotRefilled != nil || len(closed[0].NotRecoverable) == 0 {
-					t.Errorf("gap closed: %+v; want one, 51 messages refilled, nothing left out, and the list of what cannot be recovered", closed)
+				if len(closed) != 1 || closed[0].Refilled != 51 || closed[0].NotRefilled != nil ||
+					len(closed[0].NotRecoverable) == 0 {
+					t.Errorf("gap closed: %+v; want one, 51 messages refilled, nothing left out, and the list of "+
+						"what cannot be recovered", closed)
 				} else if fmt.Sprint(closed[0].Changed) != fmt.Sprint(w.lastIDs[25:26]) {
 					t.Errorf("changed in the gap: %v, want %v", closed[0].Changed, w.lastIDs[25:26])
 				}
-				if opened := told[map[string]any](w, "gap", "gap-opened"); len(opened) != 1 || opened[0]["last_message_id"] != float64(w.lastIDs[29]) {
+				if opened := told[map[string]any](w, "gap", "gap-opened"); len(opened) != 1 ||
+					opened[0]["last_message_id"] != float64(w.lastIDs[29]) {
 					t.Errorf("gap opened: %v; want one, behind message %d", opened, w.lastIDs[29])
 				}
 			})
@@ -152,10 +200,7 @@ func TestGapIsRefilled(t *testing.T) {
 func TestRefillIsBounded(t *testing.T) {
 	lose := func(w *world, one *instance) {
 		w.options.Life = 10 * time.Minute
-		one.start()
-		time.Sleep(time.Second)
-		w.say(10)
-		time.Sleep(time.Second)
+		one.follows(10)
 		one.stop()
 		w.say(20)
 		time.Sleep(2 * time.Hour)
@@ -168,8 +213,10 @@ func TestRefillIsBounded(t *testing.T) {
 			w.configure = func(c *bridge.Config) { c.RefillMaxMessages = 15 }
 			lose(w, one)
 			closed := told[closedTold](w, "gap", "gap-closed")
-			if len(closed) != 1 || closed[0].Refilled != 15 || closed[0].NotRefilled == nil || closed[0].NotRefilled.Above != w.lastIDs[24] || closed[0].NotRefilled.UpTo != w.lastIDs[49] {
-				t.Errorf("gap closed: %+v; want 15 refilled, and those above %d up to %d named", closed, w.lastIDs[24], w.lastIDs[49])
+			if len(closed) != 1 || closed[0].Refilled != 15 || closed[0].NotRefilled == nil ||
+				closed[0].NotRefilled.Above != w.lastIDs[24] || closed[0].NotRefilled.UpTo != w.lastIDs[49] {
+				t.Errorf("gap closed: %+v; want 15 refilled, and those above %d up to %d named", closed, w.lastIDs[24],
+					w.lastIDs[49])
 			}
 			if _, backfill := w.origins(); backfill != 15 {
 				t.Errorf("%d refilled, want 15", backfill)
@@ -181,7 +228,8 @@ func TestRefillIsBounded(t *testing.T) {
 			w.configure = func(c *bridge.Config) { c.RefillMaxAge = time.Hour }
 			lose(w, one)
 			closed := told[closedTold](w, "gap", "gap-closed")
-			if len(closed) != 1 || closed[0].Refilled != 20 || closed[0].NotRefilled == nil || closed[0].NotRefilled.TooOld != 20 {
+			if len(closed) != 1 || closed[0].Refilled != 20 || closed[0].NotRefilled == nil ||
+				closed[0].NotRefilled.TooOld != 20 {
 				t.Errorf("gap closed: %+v; want 20 refilled and 20 too old", closed)
 			}
 		})
@@ -198,26 +246,30 @@ func TestRefillIsBounded(t *testing.T) {
 	})
 	t.Run("half of the idle time", func(t *testing.T) {
 		story(t, func(w *world, one *instance) {
-			w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Skip: 2, Times: 1, Status: 429, Header: map[string][]string{"Retry-After": {"400"}},
-				Body: `{"result":"error","msg":"limit","code":"RATE_LIMIT_HIT"}`})
+			w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Skip: 2, Times: 1, Status: 429,
+				Header: map[string][]string{"Retry-After": {"400"}},
+				Body:   `{"result":"error","msg":"limit","code":"RATE_LIMIT_HIT"}`})
 			lose(w, one)
 			time.Sleep(10 * time.Minute)
 			closed := told[closedTold](w, "gap", "gap-closed")
-			if len(closed) == 0 || closed[0].NotRefilled == nil || !strings.Contains(closed[0].NotRefilled.Reason, "idle time") {
+			if len(closed) == 0 || closed[0].NotRefilled == nil ||
+				!strings.Contains(closed[0].NotRefilled.Reason, "idle time") {
 				t.Errorf("gap closed: %+v; want it ended by the idle time of the new queue", closed)
 			}
 		})
 	})
 }
 
-// TestLateMessageIsRefilled: ids follow insertion and events follow commit, so the stream may hold messages with greater ids than that of one
-// which only the lost queue had. It is refilled whether the stream holds everything from the beginning on, or its limits have taken that, with
-// few messages left or with many.
+// TestLateMessageIsRefilled: ids follow insertion and events follow commit, so the stream
+// may hold messages with greater ids than that of one which only the lost queue had. It
+// is refilled whether the stream holds everything from the beginning on, or its limits
+// have taken that, with few messages left or with many.
 func TestLateMessageIsRefilled(t *testing.T) {
 	for _, test := range []struct {
 		name            string
 		after, ages, id int // messages with greater ids; messages that the limits take; which message is late
-	}{{"all from the beginning", 150, 0, 10}, {"from later on", 150, 5, 10}, {"only greater ids", 5, 17, 10}, {"none but the newest", 1, 13, 10}} {
+	}{{"all from the beginning", 150, 0, 10}, {"from later on", 150, 5, 10}, {"only greater ids", 5, 17, 10},
+		{"none but the newest", 1, 13, 10}} {
 		t.Run(test.name, func(t *testing.T) {
 			story(t, func(w *world, one *instance) {
 				w.options.Life = 10 * time.Minute
@@ -236,7 +288,7 @@ func TestLateMessageIsRefilled(t *testing.T) {
 				w.check()
 				found := 0
 				for _, m := range w.jet.Messages() {
-					if first(m, bridge.HeaderMessageID) == strconv.FormatInt(late, 10) {
+					if first(m, events.HeaderMessageID) == strconv.FormatInt(late, 10) {
 						found++
 					}
 				}
@@ -248,7 +300,8 @@ func TestLateMessageIsRefilled(t *testing.T) {
 	}
 }
 
-// TestNothingSaysWhereTheStreamEnded: where neither a message nor the queue's record is left, the record of the gap says that nothing was refilled.
+// TestNothingSaysWhereTheStreamEnded: where neither a message nor the queue's record is
+// left, the record of the gap says that nothing was refilled.
 func TestNothingSaysWhereTheStreamEnded(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.options.Life = 10 * time.Minute
@@ -264,13 +317,15 @@ func TestNothingSaysWhereTheStreamEnded(t *testing.T) {
 			t.Errorf("%d messages refilled; nothing says which", backfill)
 		}
 		closed := told[closedTold](w, "gap", "gap-closed")
-		if len(closed) != 1 || closed[0].NotRefilled == nil || closed[0].NotRefilled.UpTo != w.lastIDs[4] || !strings.Contains(closed[0].NotRefilled.Reason, "--start-from") {
+		if len(closed) != 1 || closed[0].NotRefilled == nil || closed[0].NotRefilled.UpTo != w.lastIDs[4] ||
+			!strings.Contains(closed[0].NotRefilled.Reason, "--start-from") {
 			t.Errorf("gap closed: %+v; want one that says that nothing was refilled, and why", closed)
 		}
 	})
 }
 
-// TestRecordIsKept: the stream's limits are so narrow that they take the queue's record, and it is written again.
+// TestRecordIsKept: the stream's limits are so narrow that they take the queue's record,
+// and it is written again.
 func TestRecordIsKept(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.options.Life = 10 * time.Minute
@@ -283,7 +338,8 @@ func TestRecordIsKept(t *testing.T) {
 		if got, want := w.whys(), "kept"; got != want {
 			t.Fatalf("queues recorded: %q; want %q", got, want)
 		}
-		w.jet.Age(slices.IndexFunc(w.jet.Messages(), func(m stream.Stored) bool { return first(m, bridge.HeaderRecord) == "queue" }))
+		w.jet.Age(slices.IndexFunc(w.jet.Messages(),
+			func(m stream.Stored) bool { return first(m, events.HeaderRecord) == "queue" }))
 		one.stop()
 		w.say(3)
 		time.Sleep(time.Hour)
@@ -295,15 +351,13 @@ func TestRecordIsKept(t *testing.T) {
 	})
 }
 
-// TestTailLost: the stream is restored from a backup that lacks its newest messages. Zulip has forgotten them, so a gap tells of it, what can be read back is, and
-// the queue is followed on.
+// TestTailLost: the stream is restored from a backup that lacks its newest messages.
+// Zulip has forgotten them, so a gap tells of it, what can be read back is, and the queue
+// is followed on.
 func TestTailLost(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.truncated = true
-		one.start()
-		time.Sleep(time.Second)
-		w.say(10)
-		time.Sleep(time.Second)
+		one.follows(10)
 		w.jet.Restore(3)
 		time.Sleep(3 * time.Minute)
 		w.say(2)
@@ -325,16 +379,15 @@ func TestTailLost(t *testing.T) {
 	})
 }
 
-// TestRecordOfAnotherInstance: while one instance is paused the stream is restored without its newest messages, and another instance records the same queue
-// anew, refills, and dies before it has stored what the queue holds. The first one goes on by the new record: what was refilled is skipped.
+// TestRecordOfAnotherInstance: while one instance is paused the stream is restored
+// without its newest messages, and another instance records the same queue anew, refills,
+// and dies before it has stored what the queue holds. The first one goes on by the new
+// record: what was refilled is skipped.
 func TestRecordOfAnotherInstance(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.truncated = true
 		other := w.instance()
-		one.start()
-		time.Sleep(time.Second)
-		w.say(10)
-		time.Sleep(time.Second)
+		one.follows(10)
 		one.gate.close()
 		other.start()
 		time.Sleep(time.Second)
@@ -397,10 +450,13 @@ func TestStartFrom(t *testing.T) {
 	}
 }
 
-// TestClockThatCannotBeRenewed: at 100 events a second over 60 ms no poll ever waits, so the queue would die of its idle clock. The bridge
-// changes over to a new queue in good order while the old one lives: no event lost, no message twice, and the record says which.
+// TestClockThatCannotBeRenewed: at 100 events a second over 60 ms no poll ever waits, so
+// the queue would die of its idle clock. The bridge changes over to a new queue in good
+// order while the old one lives: no event lost, no message twice, and the record says
+// which.
 func TestClockThatCannotBeRenewed(t *testing.T) {
 	story(t, func(w *world, one *instance) {
+		w.jet.Single = true // nothing is read but the range that is said to be held
 		w.options.Life = time.Minute
 		w.zulip.RoundTrip = 60 * time.Millisecond
 		w.zulip.SweepEvery = 5 * time.Second
@@ -418,7 +474,8 @@ func TestClockThatCannotBeRenewed(t *testing.T) {
 		queues := told[queueTold](w, "queue", "")
 		for i, q := range queues {
 			if q.Why == "changed over" && q.Previous != queues[i-1].QueueID {
-				t.Errorf("the record of %s says that %s was before, it was %s", q.QueueID, q.Previous, queues[i-1].QueueID)
+				t.Errorf("the record of %s says that %s was before, it was %s", q.QueueID, q.Previous,
+					queues[i-1].QueueID)
 			}
 		}
 		for _, q := range w.zulip.Queues() {
@@ -432,23 +489,19 @@ func TestClockThatCannotBeRenewed(t *testing.T) {
 	})
 }
 
-// TestOptionsChanged changes over in good order when a start has other register options than the queue.
+// TestOptionsChanged changes over in good order when a start has other register options
+// than the queue.
 func TestOptionsChanged(t *testing.T) {
 	story(t, func(w *world, one *instance) {
-		one.start()
-		time.Sleep(time.Second)
-		w.say(5)
-		time.Sleep(time.Second)
+		one.follows(5)
 		one.stop()
 		w.say(20) // they wait in the old queue
 		w.options.ApplyMarkdown = true
-		one.start()
-		time.Sleep(time.Second)
-		w.say(5)
-		time.Sleep(time.Second)
+		one.follows(5)
 		w.check()
 		queues := told[queueTold](w, "queue", "")
-		if got, want := w.whys(), "first, options changed"; got != want || queues[1].Previous != queues[0].QueueID || queues[1].Options["apply_markdown"] != true {
+		if got, want := w.whys(), "first, options changed"; got != want || queues[1].Previous != queues[0].QueueID ||
+			queues[1].Options["apply_markdown"] != true {
 			t.Errorf("queues recorded: %+v; want %s, with the new options and the queue before", queues, want)
 		}
 		if live, backfill := w.origins(); live != 30 || backfill != 0 {
@@ -460,63 +513,121 @@ func TestOptionsChanged(t *testing.T) {
 	})
 }
 
-// TestOtherSite and TestOtherAccount: a stream belongs to one organization, a queue to one account.
+// TestOtherSite and TestOtherAccount: a stream belongs to one organization, a queue to
+// one account. So it is in each phase: the other organization's ids are not to be
+// compared with these.
 func TestOtherSite(t *testing.T) {
-	story(t, func(w *world, one *instance) {
-		one.start()
-		time.Sleep(time.Second)
-		one.stop()
-		w.configure = func(c *bridge.Config) { c.Site = "https://elsewhere.example.org" }
-		one.start()
-		<-one.done
-		err := one.err
-		one.err = nil
-		if e, ok := errors.AsType[*bridge.ConfigError](err); !ok || !strings.Contains(e.Error(), "--realm") || !strings.Contains(e.Error(), "zulip.test") {
-			t.Errorf("Run returned %v; want a ConfigError that names the site before and --realm", err)
-		}
-		if len(w.zulip.Queues()) != 1 {
-			t.Error("a queue was registered for the other site")
-		}
-	})
+	for _, phase := range []string{"poll", "register", "refill"} {
+		t.Run(phase, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.configure = func(c *bridge.Config) { c.DeleteQueue = phase == "register" }
+				one.start()
+				time.Sleep(time.Second)
+				if phase == "refill" {
+					w.zulip.Fault(zulipsim.Fault{On: zulipsim.History, Hang: true, Skip: 1})
+					w.say(3)
+					w.expire()
+					time.Sleep(10 * time.Second)
+				}
+				one.stop()
+				w.zulip.ClearFaults()
+				queues := len(w.zulip.Queues())
+				w.configure = func(c *bridge.Config) { c.Site = "https://elsewhere.example.org" }
+				one.start()
+				time.Sleep(time.Minute)
+				_, err := ended(one)
+				one.err = nil
+				if e, ok := errors.AsType[*bridge.ConfigError](err); !ok || !strings.Contains(e.Error(), "--realm") ||
+					!strings.Contains(e.Error(), "--moved-from "+simSite) {
+					t.Errorf("Run returned %v; want a ConfigError that names the site before, --moved-from "+
+						"and --realm", err)
+				}
+				if n := len(w.zulip.Queues()); n != queues {
+					t.Errorf("%d queues were registered for the other site", n-queues)
+				}
+			})
+		})
+	}
+}
+
+// TestMoved: an organization under a new address is the same one if only the scheme
+// changed, or if it is said. The record has the new address, so it has to be said once.
+func TestMoved(t *testing.T) {
+	for _, test := range []struct{ site, from string }{
+		{"https://zulip.test", ""},
+		{"https://Zulip.test:443/", ""},
+		{"https://chat.example.org", simSite},
+		{"https://chat.example.org", "https://zulip.test"},
+	} {
+		t.Run(test.site+" from "+test.from, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				one.follows(3)
+				for _, from := range []string{test.from, ""} {
+					one.stop()
+					w.configure = func(c *bridge.Config) { c.Site, c.MovedFrom = test.site, from }
+					one.start()
+					time.Sleep(time.Minute)
+				}
+				w.say(3)
+				time.Sleep(time.Minute)
+				w.check()
+				all := told[struct {
+					Site string `json:"site"`
+					From string `json:"moved_from"`
+				}](w, "queue", "queue")
+				if last := all[len(all)-1]; len(w.zulip.Queues()) != 1 || last.Site != test.site ||
+					last.From != simSite {
+					t.Errorf("%d queues, the record says %+v; want one, of %s, moved from %s", len(w.zulip.Queues()),
+						last, test.site, simSite)
+				}
+			})
+		})
+	}
 }
 
 func TestOtherAccount(t *testing.T) {
 	story(t, func(w *world, one *instance) {
-		one.start()
-		time.Sleep(time.Second)
-		w.say(3)
-		time.Sleep(time.Second)
+		one.follows(3)
 		one.stop()
-		w.configure = func(c *bridge.Config) { c.Account = "other-bot@acme.example.com" }
+		other := w.zulip.Account("other-bot@acme.example.com")
+		w.signIn(other)
 		one.start()
 		time.Sleep(time.Minute)
 		opened := told[map[string]any](w, "gap", "gap-opened")
-		if len(opened) != 1 || !strings.Contains(fmt.Sprint(opened[0]["cause"]), "account changed from "+simAccount) {
+		if len(opened) != 1 || !strings.Contains(fmt.Sprint(opened[0]["cause"]),
+			"account changed from "+simAccount+" to "+other.Email) {
 			t.Errorf("gap opened: %v; want one that names the account before", opened)
 		}
-		if got, want := w.whys(), "first, lost, kept"; got != want {
+		if got, want := w.whys(), "first, kept, lost, kept"; got != want {
 			t.Errorf("queues recorded: %s; want %s", got, want)
+		}
+		queues := told[map[string]any](w, "queue", "")
+		if got := queues[len(queues)-1]["account"]; got != other.Email {
+			t.Errorf("the newest record names the account %v, want %s", got, other.Email)
 		}
 	})
 }
 
-// TestRetire opens the gap before it deletes the queue, so that the next start does not look for it.
+// signIn puts another account into the zuliprc, for instances started from now on.
+func (w *world) signIn(a *zulipsim.Account) {
+	account := poller.Account{Email: a.Email, Key: a.Key, Site: "http://zulip.test"}
+	w.configure = func(c *bridge.Config) {
+		c.Poller.Client.Account = func() (poller.Account, error) { return account, nil }
+		c.Account = account.Email
+	}
+}
+
+// TestRetire opens the gap before it deletes the queue, so that the next start does not
+// look for it.
 func TestRetire(t *testing.T) {
 	story(t, func(w *world, one *instance) {
+		one.follows(3)
+		one.stop()
+		w.configure = func(c *bridge.Config) { c.DeleteQueue = true }
 		one.start()
 		time.Sleep(time.Second)
-		w.say(3)
-		time.Sleep(time.Second)
 		one.stop()
-		account := poller.Account{Email: simAccount, Key: w.account.Key, Site: "http://zulip.test"}
-		p := &poller.Poller{Options: w.options, Client: &poller.Client{Account: func() (poller.Account, error) { return account, nil }, Transport: w.zulip.Client().Transport}}
-		defer p.Close()
-		jet := w.jet.Client(w.t.Context())
-		b := bridge.New(bridge.Config{Realm: w.realm, Site: account.Site, Account: account.Email, Poller: p, Writer: "retirer", Version: "test",
-			Open: func(ctx context.Context) (bridge.Stream, error) { return jet, jet.Open(ctx) }})
-		if err := b.Retire(w.t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		w.configure = nil
 		if q := w.zulip.Queues(); len(q) != 1 || q[0].Dead != "deleted" {
 			t.Errorf("queues at Zulip: %+v; want one, deleted", q)
 		}
@@ -534,7 +645,8 @@ func TestRetire(t *testing.T) {
 	})
 }
 
-// TestOversizeGoesToTheObjectStore: an event that is larger than a message may be is read back through its stub.
+// TestOversizeGoesToTheObjectStore: an event that is larger than a message may be is read
+// back through its stub.
 func TestOversizeGoesToTheObjectStore(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.jet.MaxPayload = 20000
@@ -547,18 +659,22 @@ func TestOversizeGoesToTheObjectStore(t *testing.T) {
 		w.check()
 		stubs := 0
 		for _, m := range w.jet.Messages() {
-			name := first(m, bridge.HeaderObject)
+			name := first(m, events.HeaderObject)
 			if name == "" {
 				continue
 			}
 			stubs++
 			body := w.jet.Objects()[name]
-			if len(m.Data) != 0 || strconv.Itoa(len(body)) != first(m, bridge.HeaderSize) || digest(body) != first(m, bridge.HeaderDigest) {
-				t.Errorf("the stub of %s says %s bytes, %s; the object has %d, %s", name, first(m, bridge.HeaderSize), first(m, bridge.HeaderDigest), len(body), digest(body))
+			if len(m.Data) != 0 || strconv.Itoa(len(body)) != first(m, events.HeaderSize) ||
+				digest(body) != first(m, events.HeaderDigest) {
+				t.Errorf("the stub of %s says %s bytes, %s; the object has %d, %s", name, first(m, events.HeaderSize),
+					first(m, events.HeaderDigest), len(body), digest(body))
 			}
 			var ev struct{ ID int64 }
-			if err := json.Unmarshal(body, &ev); err != nil || strconv.FormatInt(ev.ID, 10) != first(m, bridge.HeaderEventID) {
-				t.Errorf("the object %s is event %d (%v), its stub stands for event %s", name, ev.ID, err, first(m, bridge.HeaderEventID))
+			if err := json.Unmarshal(body, &ev); err != nil ||
+				strconv.FormatInt(ev.ID, 10) != first(m, events.HeaderEventID) {
+				t.Errorf("the object %s is event %d (%v), its stub stands for event %s", name, ev.ID, err,
+					first(m, events.HeaderEventID))
 			}
 		}
 		if stubs < 2 || stubs > 5 {
@@ -572,7 +688,8 @@ func digest(b []byte) string {
 	return "SHA-256=" + hex.EncodeToString(sum[:])
 }
 
-// TestOversizeForEver: what the object store can never take is rejected, with size and digest, and the rest goes on.
+// TestOversizeForEver: what the object store can never take is rejected, with size and
+// digest, and the rest goes on.
 func TestOversizeForEver(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.jet.MaxPayload = 20000
@@ -589,20 +706,102 @@ func TestOversizeForEver(t *testing.T) {
 		time.Sleep(time.Second)
 		w.check()
 		rejected := told[map[string]any](w, "rejected", "")
-		if len(rejected) != 1 || rejected[0]["size"].(float64) < 30000 || rejected[0]["cut"] != true || len(rejected[0]["sha256"].(string)) != 64 {
+		if len(rejected) != 1 || rejected[0]["size"].(float64) < 30000 || rejected[0]["cut"] != true ||
+			len(rejected[0]["sha256"].(string)) != 64 {
 			t.Errorf("rejected: %.300v; want one, cut, with size and digest", rejected)
 		}
 	})
 }
 
-// TestNoIDIsRejectedOnce: an event without an id cannot be acknowledged, so Zulip sends it again and again. It is rejected once, restarts
-// included, and asked for at the pace of an error until something follows it.
+// TestOversizeWait: an object store that takes nothing costs the large events, each told,
+// and not the queue. Where NATS is away they wait like all others.
+func TestOversizeWait(t *testing.T) {
+	large := func(w *world) {
+		w.zulip.Emit(map[string]any{"type": "drafts", "op": "add", "text": strings.Repeat("x", 30000)})
+		w.say(1)
+	}
+	stored := func(w *world) (rejected, stubs, messages int) {
+		for _, m := range w.jet.Messages() {
+			if first(m, events.HeaderObject) != "" {
+				stubs++
+			}
+		}
+		live, _ := w.origins()
+		return len(told[map[string]any](w, "rejected", "")), stubs, live
+	}
+	want := func(t *testing.T, w *world, when string, rejected, stubs, messages int) {
+		if r, s, m := stored(w); r != rejected || s != stubs || m != messages {
+			t.Errorf("%s: %d rejected, %d stubs, %d messages; want %d, %d, %d", when, r, s, m, rejected,
+				stubs, messages)
+		}
+	}
+	t.Run("the object store", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.jet.MaxPayload = 20000
+			w.jet.SetFaults(func(op string) (f model.Fault) {
+				if op == "put object" {
+					f.Fail = stream.Full
+				}
+				return f
+			})
+			one.start()
+			time.Sleep(time.Second)
+			large(w)
+			time.Sleep(9 * time.Minute)
+			want(t, w, "before the wait is over", 0, 0, 0)
+			time.Sleep(2 * time.Minute)
+			want(t, w, "when it is", 1, 0, 1)
+			large(w)
+			time.Sleep(10 * time.Second)
+			want(t, w, "the next does not wait", 2, 0, 2)
+			w.jet.SetFaults(nil)
+			large(w)
+			time.Sleep(10 * time.Second)
+			want(t, w, "the store is back", 2, 1, 3)
+			w.check()
+		})
+	})
+	t.Run("NATS", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.jet.MaxPayload = 20000
+			one.start()
+			time.Sleep(time.Second)
+			w.setDown(true)
+			large(w)
+			time.Sleep(time.Hour)
+			w.setDown(false)
+			time.Sleep(10 * time.Second)
+			want(t, w, "NATS is back", 0, 1, 1)
+			w.check()
+		})
+	})
+	t.Run("writes", func(t *testing.T) { // reads are answered all the time
+		story(t, func(w *world, one *instance) {
+			w.jet.MaxPayload = 20000
+			one.start()
+			time.Sleep(time.Second)
+			w.jet.SetFaults(func(op string) (f model.Fault) {
+				if op == "put object" || op == "append" {
+					f.Fail = stream.Full
+				}
+				return f
+			})
+			large(w)
+			time.Sleep(time.Hour)
+			w.jet.SetFaults(nil)
+			time.Sleep(10 * time.Second)
+			want(t, w, "there is room again", 0, 1, 1)
+			w.check()
+		})
+	})
+}
+
+// TestNoIDIsRejectedOnce: an event without an id cannot be acknowledged, so Zulip sends
+// it again and again. It is rejected once, restarts included, and asked for at the pace
+// of an error until something follows it.
 func TestNoIDIsRejectedOnce(t *testing.T) {
 	story(t, func(w *world, one *instance) {
-		one.start()
-		time.Sleep(time.Second)
-		w.say(1)
-		time.Sleep(time.Second)
+		one.follows(1)
 		w.zulip.EmitRaw(`{"type":"mystery","n":1}`)
 		w.zulip.EmitRaw(`{"type":"mystery","n":2}`)
 		time.Sleep(time.Second)
@@ -618,7 +817,8 @@ func TestNoIDIsRejectedOnce(t *testing.T) {
 		}
 		w.say(1)
 		time.Sleep(40 * time.Second)
-		if rejected := told[map[string]any](w, "rejected", ""); len(rejected) != 2 || rejected[0]["event"] != `{"type":"mystery","n":1}` {
+		if rejected := told[map[string]any](w, "rejected", ""); len(rejected) != 2 ||
+			rejected[0]["event"] != `{"type":"mystery","n":1}` {
 			t.Errorf("rejected: %v; want the two, once each", rejected)
 		}
 		if live, _ := w.origins(); live != 2 {

@@ -1,34 +1,17 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"zulip-nats/stream/natstest"
 )
 
-// output is a writer that may be read while the program writes.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
-// story is one afternoon of a user: a home of its own, no variables of this program set, and the program to run.
+// story is one afternoon of a user: a home of its own, no variables of this program set,
+// and the program to run.
 type story struct {
 	*testing.T
 	home string
@@ -57,8 +40,8 @@ type ended struct {
 // runs runs the program until it ends by itself.
 func (s *story) runs(args ...string) ended {
 	s.Helper()
-	var out, err output
-	ctx, cancel := context.WithTimeout(s.Context(), time.Minute)
+	var out, err natstest.Buffer
+	ctx, cancel := context.WithTimeout(s.Context(), 2*time.Minute)
 	defer cancel()
 	code := Run(ctx, args, &out, &err)
 	if ctx.Err() != nil {
@@ -70,7 +53,7 @@ func (s *story) runs(args ...string) ended {
 // started is a program that runs.
 type started struct {
 	*story
-	out, err output
+	out, err natstest.Buffer
 	stop     context.CancelFunc
 	code     chan int
 }
@@ -84,7 +67,8 @@ func (s *story) starts(args ...string) *started {
 	return p
 }
 
-// stops tells the program to stop, as a signal would, and gives the exit code; again gives it again.
+// stops tells the program to stop, as a signal would, and gives the exit code; again
+// gives it again.
 func (p *started) stops() int {
 	p.Helper()
 	p.stop()
@@ -92,7 +76,7 @@ func (p *started) stops() int {
 	case code := <-p.code:
 		p.code <- code
 		return code
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		p.Fatalf("it does not stop:\n%s%s", p.out.String(), p.err.String())
 		return -1
 	}
@@ -101,9 +85,13 @@ func (p *started) stops() int {
 // waits waits until a condition holds.
 func (p *started) waits(what string, ready func() bool) {
 	p.Helper()
-	for end := time.Now().Add(time.Minute); !ready(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ready(); time.Sleep(10 * time.Millisecond) {
 		select {
 		case code := <-p.code:
+			p.code <- code
+			if ready() { // the end may be what was waited for
+				return
+			}
 			p.Fatalf("it ended with %d instead of: %s\n%s%s", code, what, p.out.String(), p.err.String())
 		default:
 		}
@@ -114,7 +102,7 @@ func (p *started) waits(what string, ready func() bool) {
 }
 
 // want checks the end of a run: the code, words on stderr, and nothing on stdout.
-func (e ended) want(t testing.TB, code int, words ...string) {
+func (e ended) want(t testing.TB, code int, words ...string) ended {
 	t.Helper()
 	if e.code != code {
 		t.Errorf("exit code %d, not %d", e.code, code)
@@ -130,19 +118,34 @@ func (e ended) want(t testing.TB, code int, words ...string) {
 	if t.Failed() {
 		t.Logf("stderr:\n%s", e.stderr)
 	}
+	return e
+}
+
+// lacks checks that words are not on stderr.
+func (e ended) lacks(t testing.TB, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if strings.Contains(e.stderr, w) {
+			t.Errorf("stderr says %q:\n%s", w, e.stderr)
+		}
+	}
 }
 
 func TestNoCommand(t *testing.T) {
 	s := begin(t)
 	s.runs().want(t, 2, "zulip-nats demo", "zulip-nats help")
-	s.runs("follow").want(t, 2, `"follow"`, "zulip-nats help")
+	s.runs("follow").want(t, 2, `"follow"`, "zulip-nats help").lacks(t, "meant?")
+	s.runs("rum").want(t, 2, `"rum"`, "is run meant?")
+	s.runs("help", "follow").want(t, 2, `"follow"`, "zulip-nats help").lacks(t, "meant?")
 	s.runs("--verbose").want(t, 2, "--verbose", "zulip-nats help")
 	s.runs("run", "fast").want(t, 2, `"fast"`, "zulip-nats run --help")
+	s.runs("run", "-realm=a.b").want(t, 2, `--realm (or ZULIP_NATS_REALM): the realm's name "a.b"`) // one dash does
 }
 
 func TestUnknownOption(t *testing.T) {
 	s := begin(t)
-	s.runs("run", "--no-such-option").want(t, 2, "--no-such-option", "zulip-nats run --help")
+	s.runs("run", "--no-such-option").want(t, 2, "--no-such-option", "zulip-nats run --help").lacks(t, "meant?")
+	s.runs("run", "--x").want(t, 2, "--x", "zulip-nats run --help").lacks(t, "meant?")
 	s.runs("run", "--relam", "chat").want(t, 2, "--relam", "is --realm meant?")
 	s.runs("run", "--realm").want(t, 2, "--realm needs a value")
 	s.runs("demo", "--fro=3s").want(t, 2, "--fro", "zulip-nats demo --help")
@@ -156,7 +159,7 @@ func TestHelp(t *testing.T) {
 		if e.code != 0 || e.stderr != "" {
 			t.Errorf("%v: exit code %d, stderr %q", args, e.code, e.stderr)
 		}
-		for _, word := range []string{"run", "demo", "version"} {
+		for _, word := range []string{"run", "health", "demo", "version"} {
 			if !strings.Contains(e.stdout, word) {
 				t.Errorf("%v: no %s in\n%s", args, word, e.stdout)
 			}
@@ -167,8 +170,10 @@ func TestHelp(t *testing.T) {
 		t.Errorf("run --help: exit code %d, stderr %q", e.code, e.stderr)
 	}
 	for _, word := range []string{
-		"--zuliprc FILE", "$ZULIP_NATS_ZULIPRC", "--nats-url URL", "$ZULIP_NATS_NATS_URL", "$NATS_URL", "--nats-creds FILE", "$NATS_CREDS",
-		"--realm NAME", "--stream NAME", "--queue-life TIME", "$ZULIP_NATS_QUEUE_LIFE", "--delete-queue ", "--publish-path", "78",
+		"--zuliprc FILE", "$ZULIP_NATS_ZULIPRC", "--nats-url URL", "$ZULIP_NATS_NATS_URL", "$NATS_URL",
+		"--nats-creds FILE", "$NATS_CREDS",
+		"--realm NAME", "--stream NAME", "--queue-life TIME", "$ZULIP_NATS_QUEUE_LIFE", "--delete-queue ",
+		"--publish-path", "78",
 	} {
 		if !strings.Contains(e.stdout, word) {
 			t.Errorf("run --help does not say %q:\n%s", word, e.stdout)
@@ -190,14 +195,18 @@ func TestAllThatIsWrongAtOnce(t *testing.T) {
 	t.Setenv("ZULIP_NATS_LEASE_TTL", "2.5s")
 	t.Setenv("NATS_URL", "http://nats.example.org")
 	t.Setenv("ZULIP_NATS_NO_LEASE", "perhaps")
-	e := s.runs("run", "--realm", "a.b >", "--queue-life", "30d", "--narrow", `{"channel": "x"}`, "--publish-path", "teleport",
-		"--start-from", "yesterday", "--log-level=loud", "--nats-password", "hunter2", "--nats-cert", "c.pem", "--backfill-max-messages", "-3")
+	e := s.runs("run", "--realm", "a.b >", "--queue-life", "30d", "--narrow", `{"channel": "x"}`,
+		"--publish-path", "teleport",
+		"--start-from", "yesterday", "--log-level=loud", "--nats-password", "hunter2", "--nats-cert", "c.pem",
+		"--backfill-max-messages", "-3", "--stream", "a.b", "--moved-from", "old")
 	e.want(t, 2,
 		"ZULIP_NATS_LEASE_TTL (or --lease-ttl): 2.5s",
-		`NATS_URL (or --nats-url): "http://nats.example.org" has the scheme "http"`,
+		`NATS_URL (or --nats-url): the address ("http://nats.example.org") has a scheme that is none of nats, tls, ws, wss`,
 		`ZULIP_NATS_NO_LEASE (or --no-lease): "perhaps"`,
 		`--realm (or ZULIP_NATS_REALM): the realm's name "a.b >"`,
-		"--queue-life (or ZULIP_NATS_QUEUE_LIFE): 30d is too long",
+		"--queue-life (or ZULIP_NATS_QUEUE_LIFE): 30d is too long: give at most 7 days",
+		`--stream (or ZULIP_NATS_STREAM): "a.b" can be no name of a stream`,
+		"--moved-from (or ZULIP_NATS_MOVED_FROM): it is no address of an organization: write it like https://",
 		"--narrow (or ZULIP_NATS_NARROW): ",
 		`--publish-path (or ZULIP_NATS_PUBLISH_PATH): "teleport" is none of auto, fast, atomic, sync`,
 		"--start-from (or ZULIP_NATS_START_FROM): \"yesterday\"",
@@ -219,12 +228,15 @@ func TestAllThatIsWrongAtOnce(t *testing.T) {
 func TestBadNATSURL(t *testing.T) {
 	s := begin(t)
 	for url, says := range map[string]string{
-		"nats://bad host:not-a-port":                    "bad host:not-a-port",
-		"nats://bridge:hunter2@bad host:4222":           "nats://bridge:xxxxx@bad host:4222",
-		"nats://bridge:hunter2/@x@nats.example:0":       "nats://bridge:xxxxx@nats.example:0",
-		"nats://hunter2@nats.example.org:70000":         "nats://xxxxx@nats.example.org:70000",
-		"nats://good.example.org,https://bot:hunter2@b": "https://bot:xxxxx@b",
-		"nats://": `"nats://" names no host`,
+		"nats://bad host:not-a-port": "the address is no address of a server",
+		"nats://bridge:hunter2@bad host:4222": "is no address of a server; signs such as / # ? % @ in a " +
+			"password are written as %2F",
+		"nats://bridge:hunter2/@x@nats.example:0": "is no address of a server; signs such as / # ? % @ in a " +
+			"password are written as %2F",
+		"nats://hunter2@nats.example.org:70000":         `("nats://nats.example.org:70000") has a port that is no number from 1 to 65535`,
+		"nats://hunter2/x@nats.example.org":             "the address has something behind the host",
+		"nats://good.example.org,https://bot:hunter2@b": `address 2 of 2 ("https://b") has a scheme`,
+		"nats://": "the address names no host",
 	} {
 		e := s.runs("run", "--nats-url", url)
 		e.want(t, 2, says, "--nats-url", "nats://nats.example.org:4222")
@@ -236,13 +248,17 @@ func TestBadNATSURL(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	s := begin(t)
-	e := s.runs("version")
-	if e.code != 0 || e.stderr != "" {
-		t.Errorf("exit code %d, stderr %q", e.code, e.stderr)
-	}
-	for _, word := range []string{"zulip-nats ", "commit ", "go1.", "nats.go    v1."} {
-		if !strings.Contains(e.stdout, word) {
-			t.Errorf("version does not say %q:\n%s", word, e.stdout)
+	for _, arg := range []string{"version", "--version", "-V"} {
+		e := s.runs(arg)
+		if e.code != 0 || e.stderr != "" {
+			t.Errorf("%s: exit code %d, stderr %q", arg, e.code, e.stderr)
 		}
+		for _, word := range []string{"zulip-nats ", "commit ", "go1.", "nats.go    v1."} {
+			if !strings.Contains(e.stdout, word) {
+				t.Errorf("%s does not say %q:\n%s", arg, word, e.stdout)
+			}
+		}
+		s.runs(arg, "--json").want(t, 2, "--json")
 	}
+	s.runs("-v").want(t, 2, "there is no option --v")
 }

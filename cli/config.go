@@ -1,28 +1,43 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"zulip-nats/bridge"
 	"zulip-nats/poller"
+	"zulip-nats/redact"
 	"zulip-nats/stream"
 	"zulip-nats/subjects"
 )
 
-// Config is what `run` was told. The zero value of a field is its default unless the field says otherwise; [defaults] gives the rest.
+// Config is what `run` was told. The zero value of a field is its default unless the
+// field says otherwise; [defaults] gives the rest.
 type Config struct {
-	// Realms are the organizations to follow, each with one account. This version runs one.
+	// Realms are the organizations to follow, each with one account. This version runs
+	// one.
 	Realms []RealmConfig
 
-	// NATS says how to reach the server. Without a URL there, an embedded server is started.
+	// NATS says how to reach the server. Without a URL there, an embedded server is
+	// started.
 	NATS stream.ConnectConfig
+
+	// Context is a context of the nats command, by its name or as the path of its file.
+	// It says what NATS, JSDomain and JSAPIPrefix do not.
+	Context string
+
+	// JSDomain is the JetStream domain, for a connection by way of a leaf node;
+	// JSAPIPrefix begins the subjects of JetStream's API where the account imports it
+	// from another one. At most one of the two; empty is what the connection itself has.
+	JSDomain, JSAPIPrefix string
 
 	// embedded is true once the URL is that of our own server.
 	embedded bool
@@ -30,48 +45,76 @@ type Config struct {
 	// NATSPort is where the embedded server listens, on 127.0.0.1. Default 4222.
 	NATSPort int
 
-	// StateDir holds what the embedded server stores, in its subfolder nats. Empty: $XDG_STATE_HOME/zulip-nats, or
-	// ~/.local/state/zulip-nats. With a NATS URL nothing is kept on this machine.
+	// StateDir holds what the embedded server stores, in its subfolder nats. Empty:
+	// $XDG_STATE_HOME/zulip-nats, or ~/.local/state/zulip-nats. With a NATS URL nothing
+	// is kept on this machine.
 	StateDir string
 
-	// NoLease runs without asking NATS who of several instances works. Two instances still do not damage the stream, but they are in each
-	// other's way at Zulip.
+	// NoLease runs without asking NATS who of several instances works. Two instances
+	// still do not damage the stream, but they are in each other's way at Zulip.
 	NoLease bool
 
-	// LeaseTTL is how long a dead instance keeps the lease: the time that a standby needs to take over. Whole seconds. Default 4 s.
+	// LeaseTTL is how long a dead instance keeps the lease: the time that a standby needs
+	// to take over. Whole seconds. Default 4 s.
 	LeaseTTL time.Duration
+
+	// HTTP is where the page, health, status and metrics are served, host:port. Empty:
+	// nowhere. See package monitor.
+	HTTP string
+
+	// Pprof serves the profiles of the Go runtime at HTTP too, below /debug/pprof/.
+	Pprof bool
+	// Show prints what is stored on stdout, as `tail` does.
+	Show bool
 
 	// LogLevel and LogFormat: what is logged on stderr, and how. Default info, and auto.
 	LogLevel  zerolog.Level
 	LogFormat LogFormat
 }
 
-// RealmConfig is one organization: the account, what its queue holds, and where it is stored.
+// RealmConfig is one organization: the account, what its queue holds, and where it is
+// stored.
 type RealmConfig struct {
-	// Account says where the site, the e-mail and the key are read from, at the start and again whenever Zulip refuses the key. The zero
-	// value: $ZULIP_CONFIG or ~/.zuliprc, and the ZULIP_* variables before what stands there.
+	// Account says where the site, the e-mail and the key are read from, at the start and
+	// again whenever Zulip refuses the key. The zero value: $ZULIP_CONFIG or ~/.zuliprc,
+	// and the ZULIP_* variables before what stands there.
 	Account poller.Source
 
-	// Name is the realm's name in subjects. Empty: by the site, see [subjects.RealmFromSite].
+	// Name is the realm's name in subjects. Empty: by the site, see
+	// [subjects.RealmFromSite].
 	Name string
 
-	// Queue says what the queue holds and how long Zulip keeps it when nobody polls, which is the outage that can be survived.
+	// Queue says what the queue holds and how long Zulip keeps it when nobody polls,
+	// which is the outage that can be survived.
 	Queue poller.Options
 
-	// DeleteQueue gives the queue back to Zulip when the program is stopped, for good. Otherwise it is left standing, since the next start
-	// resumes it.
+	// DeleteQueue gives the queue back to Zulip when the program is stopped, for good.
+	// Otherwise it is left standing, since the next start resumes it.
 	DeleteQueue bool
 
-	// Stream is the stream's name. Empty: whichever stream collects the realm's subjects; if none does, ZULIP_<realm> is created.
+	// Stream is the stream's name. Empty: whichever stream collects the realm's subjects;
+	// if none does, ZULIP_<realm> is created.
 	Stream string
+
+	// New says how the stream is made if there is none: by default with seven days, no
+	// limit of size, one replica. An existing stream stays as it is.
+	New stream.NewStream
 
 	// Path says how events are published. Default auto: as the stream allows.
 	Path stream.Path
 
-	// BackfillMaxAge and BackfillMaxMessages bound what is read back from history after a lost queue. Zero: no bound of that kind; -1
-	// messages: nothing is read back.
+	// BackfillMaxAge and BackfillMaxMessages bound what is read back from history after a
+	// lost queue. Zero: no bound of that kind; -1 messages: nothing is read back.
 	BackfillMaxAge      time.Duration
 	BackfillMaxMessages int
+
+	// OversizeWait is how long an event that is too large for a message waits for the
+	// object store.
+	OversizeWait time.Duration
+
+	// MovedFrom is the organization's address before, where the stream knows it by that
+	// one.
+	MovedFrom string
 
 	// StartFrom is where the very first start begins. The zero value: now.
 	StartFrom bridge.StartFrom
@@ -93,28 +136,45 @@ const (
 	catNATS  = "NATS"
 	catStore = "Storing"
 	catLoss  = "After a lost queue"
+	catWatch = "Watching"
 	catLog   = "Log"
 )
 
 // options are the flags and variables of `run`; they fill c.
 func (c *Config) options() []*option {
+	watch := []*option{opt(catWatch, "http", "`ADDRESS` to serve a page for people at, /healthz, /readyz, "+
+		"/status and /metrics, such as 127.0.0.1:8080; there is no password, so whoever can reach it can ask", "nowhere",
+		httpAddress(&c.HTTP)),
+		opt(catWatch, "pprof", "serve profiles of this process there too, below /debug/pprof/: to look for what is slow or "+
+			"grows", "", truth(&c.Pprof), yes),
+		opt(catWatch, "show", "print what is stored on stdout, as the command tail does", "", truth(&c.Show), yes)}
+	return append(append(c.settings(), watch...), logOptions(&c.LogLevel, &c.LogFormat, "info")...)
+}
+
+// settings are those of them that say what is to be done.
+func (c *Config) settings() []*option {
 	r := &c.Realms[0]
 	q := &r.Queue
 	n := &c.NATS
-	return append([]*option{
+	return []*option{
 		opt(catZulip, "zuliprc",
-			"`FILE` that Zulip serves for a bot (Settings > Bots); ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_SITE and so on come before it",
+			"`FILE` that Zulip serves for a bot (Settings > Bots); ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_SITE and so on "+
+				"come before it",
 			"$ZULIP_CONFIG, ~/.zuliprc", text(&r.Account.File)),
-		opt(catZulip, "realm", "`NAME` of the organization in subjects", "first label of the site's host", realmName(&r.Name)),
+		opt(catZulip, "realm", "`NAME` of the organization in subjects", "first label of the site's host",
+			realmName(&r.Name)),
 		opt(catZulip, "insecure", "do not check the Zulip server's certificate", "", func(s string) error {
-			r.Account.Overrides.Insecure = new(bool)
-			return truth(r.Account.Overrides.Insecure)(s)
+			r.Account.Insecure = new(bool)
+			return truth(r.Account.Insecure)(s)
 		}, yes),
-		opt(catZulip, "delete-queue", "when stopped, delete the queue at Zulip for good; otherwise the next start resumes it", "",
+		opt(catZulip, "delete-queue", "when stopped, delete the queue at Zulip for good; otherwise the next start "+
+			"resumes it", "",
 			truth(&r.DeleteQueue), yes),
 
-		opt(catQueue, "event-types", "`TYPES` of events, with commas between", "all", list(&q.EventTypes), many),
-		opt(catQueue, "narrow", "`JSON` filter of message events: [[\"channel\", \"announce\"]]", "none", narrow(&q.Narrow)),
+		opt(catQueue, "event-types", "`TYPES` of events, with commas between or as a JSON list", "all",
+			eventTypes(&q.EventTypes), many),
+		opt(catQueue, "narrow", "`JSON` filter of message events: [[\"channel\", \"announce\"]]", "none",
+			narrow(&q.Narrow)),
 		opt(catQueue, "all-public-streams", "messages of all public channels, subscribed or not", "",
 			truth(&q.AllPublicStreams), yes),
 		opt(catQueue, "apply-markdown", "message content as HTML", "", truth(&q.ApplyMarkdown), yes),
@@ -124,37 +184,70 @@ func (c *Config) options() []*option {
 		opt(catQueue, "queue-life", "`TIME` that Zulip shall keep the queue while nobody polls", "24h",
 			duration(&q.Life, time.Second, poller.MostLife)),
 
-		opt(catNATS, "nats-url", "`URL` of a NATS server; more than one for a cluster", "an embedded server on 127.0.0.1",
-			natsURLs(&n.URL), many, also("NATS_URL")),
+		opt(catNATS, "nats-url", "`URL` of a NATS server; more than one for a cluster",
+			"an embedded server on 127.0.0.1",
+			natsURLs(&n.URL), many, also("NATS_URL"), secret),
+		opt(catNATS, "nats-context", "`NAME` of a context of the nats command (nats context ls); what other options "+
+			"say comes before it", "",
+			text(&c.Context), also("NATS_CONTEXT")),
 		opt(catNATS, "nats-creds", "credentials `FILE`", "", text(&n.Creds), also("NATS_CREDS")),
 		opt(catNATS, "nats-nkey", "`FILE` with an nkey seed", "", text(&n.NKey), also("NATS_NKEY")),
-		opt(catNATS, "nats-user", "`NAME` of the user", "", text(&n.User), also("NATS_USER")),
+		opt(catNATS, "nats-jwt", "`JWT` of the user by itself; better in a variable", "", text(&n.JWT),
+			also("NATS_JWT"), secret),
+		opt(catNATS, "nats-seed", "`SEED` of the user by itself, for the JWT or as an nkey; better in a variable", "",
+			text(&n.Seed),
+			also("NATS_SEED"), secret),
+		opt(catNATS, "nats-user", "`NAME` of the user; without a password it is a token", "", text(&n.User),
+			also("NATS_USER"), secret),
 		opt(catNATS, "nats-password", "`PASSWORD`; better in a variable, since others can see the command line", "",
-			text(&n.Password), also("NATS_PASSWORD")),
-		opt(catNATS, "nats-ca", "PEM `FILE` of who may vouch for the server", "the system's", text(&n.CA), also("NATS_CA")),
+			text(&n.Password), also("NATS_PASSWORD"), secret),
+		opt(catNATS, "nats-token", "`TOKEN`; better in a variable", "", text(&n.Token), also("NATS_TOKEN"), secret),
+		opt(catNATS, "nats-ca", "PEM `FILE` of the CA certificates to trust", "the system's", text(&n.CA),
+			also("NATS_CA")),
 		opt(catNATS, "nats-cert", "PEM `FILE` of our certificate", "", text(&n.Cert), also("NATS_CERT")),
 		opt(catNATS, "nats-key", "PEM `FILE` of its key", "", text(&n.Key), also("NATS_KEY")),
-		opt(catNATS, "nats-port", "`PORT` of the embedded server", "4222", number(&c.NATSPort, 1, 65535)),
+		opt(catNATS, "nats-tls-first", "begin with TLS, for servers with handshake_first", "", truth(&n.TLSFirst), yes),
+		opt(catNATS, "nats-inbox-prefix", "`PREFIX` of the subjects that answers come to", "_INBOX",
+			name(&n.InboxPrefix)),
+		opt(catNATS, "nats-js-domain", "JetStream `DOMAIN`, by way of a leaf node", "the server's", name(&c.JSDomain),
+			also("NATS_JS_DOMAIN")),
+		opt(catNATS, "nats-js-api-prefix", "`PREFIX` of JetStream's API, where the account imports it", "$JS.API",
+			name(&c.JSAPIPrefix)),
+		opt(catNATS, "nats-port", "`PORT` of the embedded server", "4222",
+			unless(&n.URL, number(&c.NATSPort, 1, 65535))),
 		opt(catNATS, "state-dir", "`FOLDER` for what the embedded server stores",
 			"$XDG_STATE_HOME/zulip-nats, ~/.local/state/zulip-nats", text(&c.StateDir)),
 
-		opt(catStore, "stream", "`NAME` of the stream", "the one that has the realm's subjects, else ZULIP_<realm> is created",
-			text(&r.Stream)),
+		opt(catStore, "stream", "`NAME` of the stream",
+			"the one that has the realm's subjects, else ZULIP_<realm> is created",
+			streamName(&r.Stream)),
+		opt(catStore, "max-age", "`TIME` that a new stream keeps an event; 0 is for ever", "7d", maxAge(&r.New.MaxAge)),
+		opt(catStore, "max-bytes", "`SIZE` of a new stream, such as 10G: its oldest events go first", "no limit",
+			size(&r.New.MaxBytes, 1<<20)),
+		opt(catStore, "replicas", "`N` servers that keep a new stream", "1", number(&r.New.Replicas, 1, 5)),
 		opt(catStore, "publish-path", "`HOW` events are published: auto, fast, atomic or sync", "auto",
 			oneOf(&r.Path, stream.PathAuto, stream.PathFast, stream.PathAtomic, stream.PathSync)),
+		opt(catStore, "oversize-wait",
+			"`TIME` that an event too large for a message waits for an object store that does not take it", "10m",
+			duration(&r.OversizeWait, time.Second, 24*time.Hour)),
+		opt(catStore, "moved-from", "`URL` of the organization before it moved to another host, for a stream that "+
+			"knows it by that one", "",
+			site(&r.MovedFrom)),
 		opt(catStore, "no-lease", "do not ask NATS who of several instances works: for one that runs alone", "",
 			truth(&c.NoLease), yes),
 		opt(catStore, "lease-ttl", "`TIME` that a standby needs to take over, in whole seconds", "4s",
 			wholeSeconds(duration(&c.LeaseTTL, 2*time.Second, time.Hour))),
 		opt(catStore, "start-from",
-			"where the very first start begins: now, a message `ID`, or a date as 2026-01-31 or 2026-01-31T15:04:05Z", "now",
+			"where the very first start begins: now, a message `ID`, or a date as 2026-01-31 or "+
+				"2026-01-31T15:04:05Z", "now",
 			startFrom(&r.StartFrom)),
 
-		opt(catLoss, "backfill-max-age", "read back no messages older than `TIME`", "no bound", duration(&r.BackfillMaxAge,
-			time.Second, 36500*24*time.Hour)),
+		opt(catLoss, "backfill-max-age", "read back no messages older than `TIME`", "no bound",
+			duration(&r.BackfillMaxAge,
+				time.Second, 36500*24*time.Hour)),
 		opt(catLoss, "backfill-max-messages", "read back at most `N` messages; 0 reads back none", "no bound",
 			maxMessages(&r.BackfillMaxMessages)),
-	}, logOptions(&c.LogLevel, &c.LogFormat, "info")...)
+	}
 }
 
 // logOptions are the same for each command that logs.
@@ -169,8 +262,9 @@ func logOptions(level *zerolog.Level, format *LogFormat, defaultLevel string) []
 			*level, err = zerolog.ParseLevel(name)
 			return err
 		}),
-		opt(catLog, "log-format", "`FORMAT` of the log on stderr: auto, console or json", "auto", oneOf(format, LogAuto, LogConsole,
-			LogJSON)),
+		opt(catLog, "log-format", "`FORMAT` of the log on stderr: auto, console or json", "auto",
+			oneOf(format, LogAuto, LogConsole,
+				LogJSON)),
 	}
 }
 
@@ -178,11 +272,23 @@ func logOptions(level *zerolog.Level, format *LogFormat, defaultLevel string) []
 func (c *Config) check() error {
 	n := &c.NATS
 	var wrong []error
+	if c.Context != "" {
+		wrong = append(wrong, c.useContext())
+	}
+	if c.JSDomain != "" && c.JSAPIPrefix != "" {
+		wrong = append(wrong, usageErrorf("--nats-js-domain and --nats-js-api-prefix are two ways to say the same: "+
+			"give one"))
+	}
 	switch {
 	case n.Creds != "" && n.NKey != "":
-		wrong = append(wrong, usageErrorf("--nats-creds (NATS_CREDS) and --nats-nkey (NATS_NKEY) are two ways to say who we are: give one"))
+		wrong = append(wrong, usageErrorf("--nats-creds (NATS_CREDS) and --nats-nkey (NATS_NKEY) are two ways to say "+
+			"who we are: give one"))
 	case n.User == "" && n.Password != "":
 		wrong = append(wrong, usageErrorf("--nats-password (NATS_PASSWORD) is given without --nats-user (NATS_USER)"))
+	}
+	if c.Pprof && c.HTTP == "" {
+		wrong = append(wrong, usageErrorf("--pprof (or ZULIP_NATS_PPROF) is given without --http (ZULIP_NATS_HTTP), which "+
+			"says where to serve the profiles: add --http 127.0.0.1:8080, or leave it out"))
 	}
 	switch {
 	case n.Cert == "" && n.Key != "":
@@ -190,7 +296,54 @@ func (c *Config) check() error {
 	case n.Cert != "" && n.Key == "":
 		wrong = append(wrong, usageErrorf("--nats-cert (NATS_CERT) is given without --nats-key (NATS_KEY)"))
 	}
+	if replicas := c.Realms[0].New.Replicas; replicas > 1 && n.URL == "" {
+		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
+			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
+	}
 	return errors.Join(wrong...)
+}
+
+// eventTypes takes names with commas between, and JSON lists of them as Zulip's API has
+// them. A name that is new is taken, since new types come without notice; what can be no
+// name of a type is not.
+func eventTypes(to *[]string) func(string) error {
+	return func(s string) error {
+		*to = nil
+		for rest := s; strings.TrimSpace(rest) != ""; {
+			var names []string
+			rest = strings.TrimLeft(rest, " \t\r\n,")
+			if strings.HasPrefix(rest, "[") {
+				d := json.NewDecoder(strings.NewReader(rest))
+				if err := d.Decode(&names); err != nil {
+					return fmt.Errorf(`%.200q is no JSON list of names: write it like ["message","reaction"], or message,reaction`, rest)
+				}
+				rest = strings.TrimSpace(rest[d.InputOffset():])
+				if rest != "" && rest[0] != ',' {
+					return fmt.Errorf("%.200q stands behind a JSON list: put a comma between", rest)
+				}
+			} else {
+				var name string
+				name, rest, _ = strings.Cut(rest, ",")
+				if name = strings.TrimSpace(name); name == "" {
+					continue
+				}
+				names = []string{name}
+			}
+			for _, name := range names {
+				if !poller.ValidType(name) {
+					like, _ := poller.NearestType(name)
+					return fmt.Errorf("%.200q can be no type of events, which are words like update_message (is "+
+						"%s meant?)", name, like)
+				}
+				*to = append(*to, name)
+			}
+		}
+		if len(*to) == 0 {
+			return fmt.Errorf("%.200q names no type, and nothing but heartbeats would come: leave the option out for "+
+				"all types", s)
+		}
+		return nil
+	}
 }
 
 func realmName(to *string) func(string) error {
@@ -198,8 +351,27 @@ func realmName(to *string) func(string) error {
 		if _, err := subjects.ParseRealm(s); err != nil {
 			return err
 		}
-		*to = s
-		return nil
+		return name(to)(s)
+	}
+}
+
+// streamName takes what can be the name of a stream (nats-server, jetstream_api.go).
+func streamName(to *string) func(string) error {
+	return func(s string) error {
+		if len(s) > 255 || strings.ContainsAny(s, " \t\r\n.*>/\\") {
+			return fmt.Errorf("%.200q can be no name of a stream, which has no dot, blank, star, slash or >", s)
+		}
+		return name(to)(s)
+	}
+}
+
+// site takes the address of an organization. What is no such address is not shown.
+func site(to *string) func(string) error {
+	return func(s string) error {
+		if shown := redact.URL(s); !strings.HasPrefix(shown, "https://") && !strings.HasPrefix(shown, "http://") {
+			return errors.New("it is no address of an organization: write it like https://old.example.org")
+		}
+		return text(to)(s)
 	}
 }
 
@@ -212,6 +384,18 @@ func wholeSeconds(next func(string) error) func(string) error {
 			return fmt.Errorf("%s is no whole number of seconds, which is all that NATS counts here", s)
 		}
 		return nil
+	}
+}
+
+// maxAge takes a duration; 0 is no limit, which the stream's settings know as a negative
+// one.
+func maxAge(to *time.Duration) func(string) error {
+	return func(s string) error {
+		if s == "0" {
+			*to = -1
+			return nil
+		}
+		return duration(to, time.Minute, 36500*24*time.Hour)(s)
 	}
 }
 
@@ -238,28 +422,39 @@ func startFrom(to *bridge.StartFrom) func(string) error {
 			return nil
 		}
 		for _, layout := range []string{time.RFC3339, time.DateOnly} {
-			if t, err := time.Parse(layout, s); err == nil {
+			t, err := time.Parse(layout, s)
+			switch {
+			case err == nil && t.After(time.Now()):
+				return fmt.Errorf("%s has not come yet", s)
+			case err == nil:
 				to.Time = t
 				return nil
 			}
 		}
-		return fmt.Errorf("%.200q is neither now, nor a message id, nor a date like 2026-01-31 or 2026-01-31T15:04:05Z", s)
+		return fmt.Errorf("%.200q is neither now, nor a message id, nor a date like 2026-01-31 or "+
+			"2026-01-31T15:04:05Z", s)
 	}
 }
 
-// stateDir is the folder for what this program keeps on the machine.
-func (c *Config) stateDir() (string, error) {
-	if c.StateDir != "" {
-		return c.StateDir, nil
+// natsDir is the folder of the embedded NATS server.
+func (c *Config) natsDir() (string, error) {
+	if dir := c.StateDir; dir != "" {
+		// It would be made, and its name logged.
+		if _, err := os.Stat(dir); err != nil && !redact.LikeName(dir) {
+			return "", configErrorf("--state-dir does not give the name of a folder: it looks like a key, or has " +
+				"line breaks, and is not shown")
+		}
+		return filepath.Join(dir, "nats"), nil
 	}
-	// The XDG base directory specification: a relative path in the variable is to be ignored.
+	// The XDG base directory specification: a relative path in the variable is to be
+	// ignored.
 	if base := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
-		return filepath.Join(base, "zulip-nats"), nil
+		return filepath.Join(base, "zulip-nats", "nats"), nil
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return "", configErrorf("there is no folder for the embedded NATS server (%w): "+
 			"give one with --state-dir, or a server with --nats-url", err)
 	}
-	return filepath.Join(home, ".local", "state", "zulip-nats"), nil
+	return filepath.Join(home, ".local", "state", "zulip-nats", "nats"), nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -16,9 +15,10 @@ import (
 	"github.com/rs/zerolog"
 	urfave "github.com/urfave/cli/v2"
 
-	"zulip-nats/bridge"
 	"zulip-nats/embedded"
+	"zulip-nats/events"
 	"zulip-nats/poller"
+	"zulip-nats/tail"
 	"zulip-nats/zulipsim"
 )
 
@@ -31,7 +31,8 @@ type demoConfig struct {
 }
 
 func (a *app) demo() *urfave.Command {
-	// Only warnings: the lines of the log would stand between the lines that one wants to see.
+	// Only warnings: the lines of the log would stand between the lines that one wants to
+	// see.
 	d := demoConfig{logLevel: zerolog.WarnLevel, logFormat: LogAuto}
 	options := append([]*option{
 		opt("", "for", "end after `TIME`", "until stopped", duration(&d.length, time.Second, 24*time.Hour)),
@@ -42,8 +43,9 @@ func (a *app) demo() *urfave.Command {
 		Name:      "demo",
 		Usage:     "show it all with a Zulip that exists only here",
 		UsageText: "zulip-nats demo [--for 30s] [--nats-port PORT]",
-		Description: "Starts a simulated Zulip where people talk, a NATS server, the bridge between them, and a subscriber that prints what arrives.\n" +
-			"Needs nothing and leaves nothing. At the end what the simulator sent is compared with what the subscriber got.",
+		Description: "Starts a simulated Zulip where people talk, a NATS server, the bridge between them, and a " +
+			"subscriber that prints what arrives.\nNeeds nothing and leaves nothing. At the end what the simulator " +
+			"sent is compared with what the subscriber got.",
 		Flags: flags(options),
 		Action: func(u *urfave.Context) error {
 			if err := parse(options); err != nil {
@@ -58,8 +60,9 @@ func (a *app) demo() *urfave.Command {
 // The demo's pace: about one happening each time.
 const demoEvery = 150 * time.Millisecond
 
-// demo is the command. Its end has an order, so that the comparison is fair: people fall silent, the subscriber gets what is under way,
-// the bridge stops, and only then is counted.
+// demo is the command. Its end has an order, so that the comparison is fair: people fall
+// silent, the subscriber gets what is under way, the bridge stops, and only then is
+// counted.
 func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zerolog.Logger) error {
 	zulip := &zulipsim.Server{RealmName: "Demo"}
 	site, stop, err := zulip.Listen("127.0.0.1:0")
@@ -81,19 +84,26 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 		return err
 	}
 	defer server.Shutdown()
-	fmt.Fprintf(stderr, "A simulated Zulip, a NATS server at %s, and zulip-nats between them. Ctrl-C ends it.\n\n", server.URL())
+	fmt.Fprintf(stderr, "A simulated Zulip, a NATS server at %s, and zulip-nats between them. Ctrl-C ends it.\n\n",
+		server.URL())
 
 	bot := zulip.Account("bridge-bot@example.com")
+	zulip.Channel("ops") // which all see, so that the bot is subscribed to something
 	account := poller.Account{Email: bot.Email, Key: bot.Key, Site: site}
 	c := defaults()
 	c.NATS.URL, c.embedded = server.URL(), true
 	c.NoLease = true // there is one instance
 	c.Realms[0].Name = "demo"
-	p, err := wire(ctx, &c, &c.Realms[0], func() (poller.Account, error) { return account, nil }, log)
+	g, err := newGreeting(&c.Realms[0], func() (poller.Account, error) { return account, nil }, log)
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	conn, err := connect(ctx, &c, log)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	b := buildBridge(conn, &c, &c.Realms[0], g, writerName())
 
 	// The bridge and the subscriber outlive the signal: they finish what is under way.
 	var work sync.WaitGroup
@@ -102,7 +112,7 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 	defer stopBridge()
 	ended := make(chan error, 2)
 	work.Go(func() {
-		err := p.bridge.Run(bridgeCtx)
+		err := b.Run(bridgeCtx)
 		if err == nil {
 			err = errStopped
 		}
@@ -154,6 +164,8 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer, log zero
 	if result.lost+result.doubled+result.disordered > 0 {
 		return errors.New("the stream does not hold what Zulip sent")
 	}
+	fmt.Fprint(stderr, "\nNow with yours: make a bot (in Zulip: Settings > Bots), download its zuliprc, and\n"+
+		"  zulip-nats run --zuliprc zuliprc --show\n")
 	return nil
 }
 
@@ -174,8 +186,12 @@ func waitFor(ctx context.Context, ready func() bool) bool {
 	return true
 }
 
-// subscribe is what any program would do that wants the events: an ordered consumer from the beginning of the stream. It prints each
-// message and puts it in got, until ctx ends.
+// demoWidth is the columns that the demo's lines take at most: a picture of it has a place
+// everywhere.
+const demoWidth = 80
+
+// subscribe reads the stream from its beginning, as `tail` does, until ctx ends. It prints
+// what happens, and puts each message in got.
 func subscribe(ctx context.Context, url string, stdout io.Writer, got *arrivals) error {
 	nc, err := nats.Connect(url, nats.Name("zulip-nats demo subscriber"))
 	if err != nil {
@@ -186,33 +202,20 @@ func subscribe(ctx context.Context, url string, stdout io.Writer, got *arrivals)
 	if err != nil {
 		return err
 	}
-	var stream jetstream.Stream
 	waitFor(ctx, func() bool { // the bridge makes it
-		stream, err = js.Stream(ctx, "ZULIP_demo")
+		_, err = js.Stream(ctx, "ZULIP_demo")
 		return err == nil || !errors.Is(err, jetstream.ErrStreamNotFound)
 	})
 	if err != nil {
 		return err
 	}
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{"zulip.demo.>"}})
-	if err != nil {
-		return err
+	pretty := prettyOn(stdout)
+	pretty.Subjects = true
+	if pretty.Width == 0 || pretty.Width > demoWidth {
+		pretty.Width = demoWidth
 	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, messages.Stop)()
-	for {
-		m, err := messages.Next()
-		if err != nil {
-			return err
-		}
-		got.add(m.Headers(), m.Data())
-		if _, err := fmt.Fprintln(stdout, line(m.Subject(), m.Headers().Get(bridge.HeaderRecord), m.Data())); err != nil {
-			return err
-		}
-	}
+	return tail.Run(ctx, tail.Options{JetStream: js, Stream: "ZULIP_demo", Realm: "demo", From: 1, Show: pretty,
+		Seen: got.add})
 }
 
 // arrivals is what the subscriber got, in the order of the stream.
@@ -228,15 +231,14 @@ type arrival struct {
 	data  []byte
 }
 
-func (a *arrivals) add(h nats.Header, data []byte) {
+func (a *arrivals) add(e *events.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	id, err := strconv.ParseInt(h.Get(bridge.HeaderEventID), 10, 64)
-	if err != nil || h.Get(bridge.HeaderRecord) != "" {
+	if e.Record != "" || e.ID < 0 {
 		a.records++
 		return
 	}
-	a.events = append(a.events, arrival{h.Get(bridge.HeaderQueueID), id, bytes.Clone(data)})
+	a.events = append(a.events, arrival{e.Queue, e.ID, bytes.Clone(e.Raw)})
 }
 
 // comparison is what the simulator put in queues beside what arrived.

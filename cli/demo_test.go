@@ -6,8 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nats-io/nats.go"
-
+	"zulip-nats/events"
 	"zulip-nats/zulipsim"
 )
 
@@ -28,20 +27,22 @@ func TestDemo(t *testing.T) {
 	if m == nil || m[1] != m[2] || m[1] == "0" {
 		t.Errorf("the last line is %q", last)
 	}
-	records := 0
-	for _, l := range lines[:len(lines)-2] {
-		if !strings.HasPrefix(l, "zulip.demo.") {
-			t.Errorf("a line without a subject: %q", l)
+	if !strings.HasSuffix(e.stderr, "zulip-nats run --zuliprc zuliprc --show\n") {
+		t.Errorf("the end does not say how to go on: %q", e.stderr)
+	}
+	for _, l := range lines {
+		if n := len([]rune(l)); n > 80 && l != last {
+			t.Errorf("%d characters: %q", n, l)
 		}
-		if strings.HasPrefix(l, "zulip.demo.bridge.") {
-			records++
+		if strings.ContainsRune(l, '\x1b') {
+			t.Errorf("colours, and no terminal: %q", l)
 		}
 	}
-	if records == 0 {
-		t.Error("no record was shown")
-	}
-	if !strings.Contains(e.stdout, "zulip.demo.message ") {
-		t.Errorf("no message was shown:\n%s", e.stdout)
+	for _, want := range []string{`(?m)^zulip\.demo\.bridge\.queue   a queue is followed \(first\): `,
+		`(?m)^zulip\.demo\.message +#[^>]+ > .+  .+: `} {
+		if !regexp.MustCompile(want).MatchString(e.stdout) {
+			t.Errorf("no line is like %s:\n%s", want, e.stdout)
+		}
 	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
@@ -52,7 +53,7 @@ func TestDemo(t *testing.T) {
 func TestDemoStopped(t *testing.T) {
 	s := begin(t)
 	p := s.starts("demo")
-	p.waits("a message", func() bool { return strings.Contains(p.out.String(), "zulip.demo.message") })
+	p.waits("a message", func() bool { return strings.Contains(p.out.String(), " > ") })
 	if code := p.stops(); code != 0 || !strings.Contains(p.out.String(), "lost 0, doubled 0") {
 		t.Errorf("exit code %d\n%s\n%s", code, p.out.String(), p.err.String())
 	}
@@ -60,19 +61,20 @@ func TestDemoStopped(t *testing.T) {
 
 // The comparison has to be able to find what it promises to find.
 func TestCompare(t *testing.T) {
-	arrive := func(a *arrivals, id, body string) {
-		a.add(nats.Header{"Zulip-Queue-Id": {"q"}, "Zulip-Event-Id": {id}}, []byte(body))
+	arrive := func(a *arrivals, id int64, body string) {
+		a.add(&events.Event{Queue: "q", ID: id, Raw: []byte(body)})
 	}
 	queues := []zulipsim.QueueInfo{
-		{ID: "q", Events: []zulipsim.QueuedEvent{{ID: 0, Raw: []byte("a")}, {ID: 2, Raw: []byte("b")}, {ID: 3, Raw: []byte("c")}}},
+		{ID: "q", Events: []zulipsim.QueuedEvent{{ID: 0, Raw: []byte("a")}, {ID: 2, Raw: []byte("b")},
+			{ID: 3, Raw: []byte("c")}}},
 		{ID: "r", Events: []zulipsim.QueuedEvent{{ID: 0, Raw: []byte("d")}}},
 	}
 	var a arrivals
-	arrive(&a, "0", "a")
-	arrive(&a, "3", "c")
-	arrive(&a, "2", "B") // other bytes, and behind 3
-	arrive(&a, "3", "c")
-	a.add(nats.Header{"Zulip-Queue-Id": {"q"}, "Bridge-Record": {"queue"}}, []byte("{}"))
+	arrive(&a, 0, "a")
+	arrive(&a, 3, "c")
+	arrive(&a, 2, "B") // other bytes, and behind 3
+	arrive(&a, 3, "c")
+	a.add(&events.Event{Queue: "q", ID: -1, Record: "queue", Raw: []byte("{}")})
 	want := comparison{sent: 4, stored: 2, lost: 2, doubled: 1, disordered: 1, records: 1}
 	if got := a.compare(queues); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

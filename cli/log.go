@@ -19,7 +19,8 @@ const (
 	LogJSON    LogFormat = "json"
 )
 
-// newLog makes the log of a command on w. Times are UTC with milliseconds in JSON, and the local time of day for people.
+// newLog makes the log of a command on w. Times are UTC with milliseconds in JSON, and
+// the local time of day for people.
 func newLog(w io.Writer, format LogFormat, level zerolog.Level) zerolog.Logger {
 	f, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(f.Fd()))

@@ -5,30 +5,41 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
-	"net/url"
+	"math"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
+	"github.com/xrash/smetrics"
+
+	"zulip-nats/redact"
+	"zulip-nats/stream"
 )
 
-// option is one setting: a flag and the variables that stand for it. A flag --foo-bar is also ZULIP_NATS_FOO_BAR; also names variables
-// that people have set already for other programs. What is given first counts: flag, own variable, the other variables. An empty variable
-// is no setting.
+// option is one setting: a flag and the variables that stand for it. A flag --foo-bar is
+// also ZULIP_NATS_FOO_BAR; also names variables that people have set already for other
+// programs. What is given first counts: flag, own variable, the other variables. An empty
+// variable is no setting.
 //
-// It is a flag of urfave/cli that only remembers its words. They are parsed afterwards by [parse], all of them, so that everything that
-// is wrong can be said at once, with the flag and the variable.
+// It is a flag of urfave/cli that only remembers its words. They are parsed afterwards by
+// [parse], all of them, so that everything that is wrong can be said at once, with the
+// flag and the variable.
 type option struct {
 	*urfave.GenericFlag
-	also   []string           // further variables
-	isBool bool               // --flag alone means true
-	many   bool               // may be given more than once; the words are joined by commas
-	set    func(string) error // takes the word; the error says what is wrong with it, starting with the word unless it is secret
-	given  *words
+	also   []string // further variables
+	isBool bool     // --flag alone means true
+	many   bool     // may be given more than once; the words are joined by commas
+	// The word is, or may hold, a secret: it is in no error and no log line, and may stand
+	// in a file of its own.
+	secret bool
+	// set takes the word; the error says what is wrong with it, starting with the word unless
+	// it is secret.
+	set   func(string) error
+	given *words
 }
 
 // words are what the command line gave.
@@ -41,9 +52,11 @@ func (w *words) Set(s string) error { w.all = append(w.all, s); return nil }
 func (w *words) String() string     { return "" }
 func (w *words) IsBoolFlag() bool   { return w.isBool }
 
-// opt makes an option. In usage, `WORD` names its value; def is the default as help shows it.
+// opt makes an option. In usage, `WORD` names its value; def is the default as help shows
+// it.
 func opt(category, name, usage, def string, set func(string) error, more ...func(*option)) *option {
-	o := &option{GenericFlag: &urfave.GenericFlag{Category: category, Name: name, Usage: usage, DefaultText: def}, set: set}
+	o := &option{GenericFlag: &urfave.GenericFlag{Category: category, Name: name, Usage: usage,
+		DefaultText: def}, set: set}
 	for _, f := range more {
 		f(o)
 	}
@@ -55,8 +68,10 @@ func opt(category, name, usage, def string, set func(string) error, more ...func
 func also(variables ...string) func(*option) { return func(o *option) { o.also = variables } }
 func many(o *option)                         { o.many = true }
 func yes(o *option)                          { o.isBool = true }
+func secret(o *option)                       { o.secret = true }
 
-// Apply makes the flag known to a flag set. The library's own would read the variables too, and mix them with the flag's words.
+// Apply makes the flag known to a flag set. The library's own would read the variables
+// too, and mix them with the flag's words.
 func (o *option) Apply(set *flag.FlagSet) error {
 	set.Var(o.given, o.Name, o.Usage)
 	return nil
@@ -68,11 +83,16 @@ func (o *option) TakesValue() bool { return !o.isBool }
 // String is the line in help.
 func (o *option) String() string { return urfave.FlagStringer(o) }
 
-// parse takes the word of each option, from wherever it was given, and returns all that is wrong with them as one error.
+// parse takes the word of each option, from wherever it was given, and returns all that
+// is wrong with them as one error.
 func parse(options []*option) error {
 	var wrong []error
 	for _, o := range options {
-		word, source := o.word()
+		word, source, err := o.word()
+		if err != nil {
+			wrong = append(wrong, err)
+			continue
+		}
 		if source == "" {
 			continue
 		}
@@ -81,26 +101,122 @@ func parse(options []*option) error {
 			if source != "--"+o.Name {
 				other = "--" + o.Name
 			}
+			if redact.Text(word) != word {
+				err = errors.New("what is given looks like a key, so it is not shown; it is not what belongs here: " +
+					"see --help")
+			}
 			wrong = append(wrong, usageErrorf("%s (or %s): %w", source, other, err))
 		}
 	}
 	return errors.Join(wrong...)
 }
 
-// word gives the option's word and where it comes from; no source if it was not given.
-func (o *option) word() (word, source string) {
+// word gives the option's word and where it comes from; no source if it was not given. A
+// secret may also stand in a file that a variable names, NAME_FILE for the variable NAME,
+// as it is usual in containers.
+func (o *option) word() (word, source string, err error) {
 	if n := len(o.given.all); n > 0 {
 		if o.many {
-			return strings.Join(o.given.all, ","), "--" + o.Name
+			return strings.Join(o.given.all, ","), "--" + o.Name, nil
 		}
-		return o.given.all[n-1], "--" + o.Name
+		return o.given.all[n-1], "--" + o.Name, nil
 	}
 	for _, name := range o.EnvVars {
-		if v := os.Getenv(name); v != "" {
-			return v, name
+		if v := os.Getenv(name); v != "" && !ofService(name, v) {
+			return v, name, nil
+		}
+		if path := os.Getenv(name + "_FILE"); o.secret && path != "" {
+			name += "_FILE"
+			word, err := redact.ReadSecret(path)
+			if err != nil {
+				return "", "", configErrorf("%s: %w", name, err)
+			}
+			return word, name, nil
 		}
 	}
-	return "", ""
+	return "", "", nil
+}
+
+// ofService reports whether a variable was set by Kubernetes, or by Docker for a linked
+// container: for a Service zulip-nats-nats, ZULIP_NATS_NATS_PORT is tcp://10.0.0.7:4222.
+// No port of ours looks like that.
+func ofService(name, value string) bool {
+	return strings.HasSuffix(name, "_PORT") && strings.Contains(value, "://")
+}
+
+// serviceForm is the names of the other variables that Kubernetes sets for a Service.
+var serviceForm = regexp.MustCompile(`_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)`)
+
+// unknownVariables names the variables that look like ours, and that no option of the
+// commands has, each with the one that is meant by all appearances.
+func unknownVariables(commands []*urfave.Command) (unknown []string) {
+	known := []string{"ZULIP_CONFIG", "ZULIP_EMAIL", "ZULIP_API_KEY", "ZULIP_API_KEY_FILE", "ZULIP_SITE", "ZULIP_CERT",
+		"ZULIP_CERT_KEY", "ZULIP_CERT_BUNDLE", "ZULIP_ALLOW_INSECURE"}
+	for _, c := range commands {
+		for _, o := range optionsOf(c) {
+			known = append(known, o.EnvVars...)
+			if o.secret {
+				known = append(known, o.EnvVars[0]+"_FILE")
+			}
+		}
+	}
+	for _, v := range os.Environ() {
+		name, value, _ := strings.Cut(v, "=")
+		rest, ours := strings.CutPrefix(name, "ZULIP_NATS_")
+		if !ours || value == "" || slices.Contains(known, name) || ofService(name, value) ||
+			serviceForm.MatchString(name) {
+			continue
+		}
+		like := near(name, known)
+		for _, other := range []string{"ZULIP_" + rest, "ZULIP_NATS_NATS_" + rest} {
+			if slices.Contains(known, other) {
+				like = other
+			}
+		}
+		if name = redact.Text(name); like != "" {
+			name += " (is " + like + " meant?)"
+		}
+		unknown = append(unknown, name)
+	}
+	slices.Sort(unknown)
+	return unknown
+}
+
+// near is the one of the names that a misspelt one may stand for, "" if none is close: at
+// most one letter changed, left out or added, or two from five letters on.
+func near(word string, names []string) string {
+	best, least := "", min((len(word)+1)/3, 2)+1
+	for _, name := range names {
+		if d := smetrics.WagnerFischer(word, name, 1, 1, 1); d < least {
+			best, least = name, d
+		}
+	}
+	return best
+}
+
+// optionsOf are the options of a command: its flags, but for those of the library.
+func optionsOf(c *urfave.Command) (options []*option) {
+	for _, f := range c.Flags {
+		if o, ok := f.(*option); ok {
+			options = append(options, o)
+		}
+	}
+	return options
+}
+
+// says is what an option is for, without the marks of its value's name.
+func (o *option) says() string { return strings.ReplaceAll(o.Usage, "`", "") }
+
+// value is the name of an option's value, "" if it takes none.
+func (o *option) value() string {
+	if o.isBool {
+		return ""
+	}
+	name := "VALUE"
+	if _, rest, ok := strings.Cut(o.Usage, "`"); ok {
+		name, _, _ = strings.Cut(rest, "`")
+	}
+	return name
 }
 
 // flags makes urfave's flags of ours.
@@ -116,6 +232,16 @@ func flags(options []*option) []urfave.Flag {
 
 func text(to *string) func(string) error {
 	return func(s string) error { *to = s; return nil }
+}
+
+// name is a text that everybody will see, in subjects and in the log.
+func name(to *string) func(string) error {
+	return func(s string) error {
+		if redact.Secret(s) {
+			return errors.New("it looks like a key") // parse shows neither
+		}
+		return text(to)(s)
+	}
 }
 
 func list(to *[]string) func(string) error {
@@ -158,12 +284,55 @@ func duration(to *time.Duration, least, most time.Duration) func(string) error {
 		case err != nil:
 			return fmt.Errorf("%q is no duration: write it like 90s, 24h or 7d", s)
 		case d < least:
-			return fmt.Errorf("%s is too short: give at least %s", s, least)
+			return fmt.Errorf("%s is too short: give at least %s", s, period(least))
 		case d > most:
-			return fmt.Errorf("%s is too long: give at most %s", s, most)
+			return fmt.Errorf("%s is too long: give at most %s", s, period(most))
 		}
 		*to = d
 		return nil
+	}
+}
+
+// period is a duration for people.
+func period(d time.Duration) string {
+	for _, unit := range []struct {
+		of   time.Duration
+		name string
+	}{{24 * time.Hour, "days"}, {time.Hour, "h"}, {time.Minute, "min"}, {time.Second, "s"}} {
+		if n := d / unit.of; d%unit.of == 0 && (n > 1 || n == 1 && unit.name != "days") {
+			return fmt.Sprintf("%d %s", n, unit.name)
+		}
+	}
+	return d.String()
+}
+
+// size takes a number of bytes, or one of K, M, G or T, which are powers of 1024 with or
+// without iB or B behind, as the nats command has it.
+func size(to *int64, least int64) func(string) error {
+	return func(s string) error {
+		upper := strings.ToUpper(s)
+		number := strings.TrimRight(upper, "KMGTIB")
+		shift, known := map[string]int{"": 0, "B": 0, "K": 10, "M": 20, "G": 30,
+			"T": 40}[strings.TrimSuffix(strings.TrimSuffix(upper[len(number):], "B"), "I")]
+		n, err := strconv.ParseInt(number, 10, 64)
+		switch {
+		case err != nil, !known, n < 0, n > math.MaxInt64>>shift:
+			return fmt.Errorf("%.200q is no size: write it like 500M, 10G or 1T", s)
+		case n<<shift < least:
+			return fmt.Errorf("%s is too small: give at least %d", s, least)
+		}
+		*to = n << shift
+		return nil
+	}
+}
+
+// unless leaves a word alone where another setting says that it plays no part.
+func unless(other *string, set func(string) error) func(string) error {
+	return func(s string) error {
+		if *other != "" {
+			return nil
+		}
+		return set(s)
 	}
 }
 
@@ -189,7 +358,8 @@ func truth(to *bool) func(string) error {
 	}
 }
 
-// narrow takes a filter as Zulip's API does: a JSON list of [operator, operand], both text.
+// narrow takes a filter as Zulip's API does: a JSON list of [operator, operand], both
+// text.
 func narrow(to *[][2]string) func(string) error {
 	return func(s string) error {
 		var pairs [][]string
@@ -207,62 +377,14 @@ func narrow(to *[][2]string) func(string) error {
 	}
 }
 
-// natsURLs takes one or more addresses of NATS servers, with commas between. A password in one appears in no error.
+// natsURLs takes one or more addresses of NATS servers, with commas between.
 func natsURLs(to *string) func(string) error {
 	return func(s string) error {
 		var urls []string
 		if err := list(&urls)(s); err != nil {
 			return err
 		}
-		for _, u := range urls {
-			if err := checkNATSURL(u); err != nil {
-				return fmt.Errorf("%q %w: write it like nats://nats.example.org:4222", maskURL(u), err)
-			}
-		}
 		*to = strings.Join(urls, ",")
-		return nil
+		return stream.CheckURLs(*to)
 	}
-}
-
-func checkNATSURL(s string) error {
-	if !strings.Contains(s, "://") {
-		s = "nats://" + s // as the client reads it
-	}
-	u, err := url.Parse(s)
-	if err != nil {
-		// The parser's error repeats the address, and with it a password.
-		return errors.New("is not the address of a NATS server")
-	}
-	switch u.Scheme {
-	case "nats", "tls", "ws", "wss":
-	default:
-		return fmt.Errorf("has the scheme %q, which is none of nats, tls, ws, wss", u.Scheme)
-	}
-	if u.Hostname() == "" || strings.ContainsAny(u.Hostname(), " \t") {
-		return errors.New("names no host")
-	}
-	if p := u.Port(); p != "" {
-		if _, err := net.LookupPort("tcp", p); err != nil || p == "0" {
-			return fmt.Errorf("has the port %q, which is no number from 1 to 65535", p)
-		}
-	}
-	return nil
-}
-
-// maskURL hides the password, or the token, in an address, whether it can be parsed or not.
-func maskURL(s string) string {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		scheme, rest = "", s
-	} else {
-		scheme += "://"
-	}
-	at := strings.LastIndexByte(rest, '@')
-	if at < 0 {
-		return s
-	}
-	if user, _, ok := strings.Cut(rest[:at], ":"); ok {
-		return scheme + user + ":xxxxx" + rest[at:]
-	}
-	return scheme + "xxxxx" + rest[at:]
 }

@@ -10,13 +10,15 @@ import (
 	urfave "github.com/urfave/cli/v2"
 )
 
-// Set by the linker for a release: -ldflags "-X zulip-nats/cli.buildVersion=1.2.3 -X zulip-nats/cli.buildCommit=0123abc".
+// Set by the linker for a release: -ldflags "-X zulip-nats/cli.buildVersion=1.2.3 -X
+// zulip-nats/cli.buildCommit=0123abc".
 var buildVersion, buildCommit string
 
 // build says what this binary is made of.
 type build struct{ version, commit, goVersion, nats string }
 
-// readBuild takes the linker's words first, then what the Go command has noted in the binary.
+// readBuild takes the linker's words first, then what the Go command has noted in the
+// binary.
 func readBuild() build {
 	b := build{version: buildVersion, commit: buildCommit, goVersion: runtime.Version(), nats: "v" + nats.Version}
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -1,15 +1,20 @@
 package embedded
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"zulip-nats/stream/natstest"
 )
 
 func connect(t *testing.T, s *Server) jetstream.JetStream {
@@ -19,11 +24,7 @@ func connect(t *testing.T, s *Server) jetstream.JetStream {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
+	return natstest.JetStream(t, nc)
 }
 
 func TestStreamsSurviveARestart(t *testing.T) {
@@ -37,7 +38,8 @@ func TestStreamsSurviveARestart(t *testing.T) {
 		t.Fatalf("listens on %s with %s", s.URL(), s.Dir())
 	}
 	js := connect(t, s)
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+	if _, err := js.CreateStream(t.Context(),
+		jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := js.Publish(t.Context(), "s.one", []byte("still here")); err != nil {
@@ -109,11 +111,26 @@ func TestFolderThatIsNone(t *testing.T) {
 // What the server refuses while it starts comes back as an error, and ends nothing.
 func TestServerRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "jetstream"), []byte("a file where its folder should be"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "jetstream"), []byte("a file where its folder should be"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := Start(Options{Dir: dir})
 	if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "JetStream") {
 		t.Fatalf("Start: %v", err)
+	}
+}
+
+// TestFullDisk: what a full disk means is said once, however often the server tries.
+func TestFullDisk(t *testing.T) {
+	var out bytes.Buffer
+	l := &logger{log: zerolog.New(&out).Level(zerolog.InfoLevel)}
+	for range 3 {
+		l.Errorf("JetStream failed to store a msg on stream '%s': write %s: %v", "S", "1.blk", syscall.ENOSPC)
+	}
+	l.Errorf("another error")
+	if n, s := strings.Count(out.String(), "failed to store"), strings.Count(out.String(), "start zulip-nats again"); n != 1 || s != 1 ||
+		!strings.Contains(out.String(), "another error") {
+		t.Errorf("want each once, and the other error:\n%s", out.String())
 	}
 }

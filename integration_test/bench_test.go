@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
@@ -21,7 +22,8 @@ import (
 	"zulip-nats/zulipsim"
 )
 
-// made writes message events of about size bytes, as fast as can be, since the simulator that sends them runs beside what is measured.
+// made writes message events of about size bytes, as fast as can be, since the simulator
+// that sends them runs beside what is measured.
 func made(size int) func(dst []byte, id int64) []byte {
 	head, middle := `{"type":"message","message":{"id":`, `,"sender_id":9,"content":"`
 	tail := `","recipient_id":31,"timestamp":1764000000,"client":"website","subject":"build","topic_links":[],"is_me_message":false,` +
@@ -44,7 +46,8 @@ func backlog(z *zulipsim.Server) {
 	z.Forget, z.NoGzip = true, true
 }
 
-// drain lets Zulip give out n events in one answer, and says how long it takes until all of them are stored and acknowledged.
+// drain lets Zulip give out n events in one answer, and says how long it takes until all
+// of them are stored and acknowledged.
 func (w *world) drain(n, size int) time.Duration {
 	w.t.Helper()
 	q := w.registered()
@@ -62,15 +65,17 @@ func (w *world) drain(n, size int) time.Duration {
 	}
 	took := time.Since(began)
 	m, err := w.last()
-	if err != nil || m == nil || m.Header.Get("Zulip-Event-Id") != strconv.FormatInt(q.NextID+int64(n)-1, 10) {
+	if err != nil || m == nil || m.Header.Get(events.HeaderEventID) != strconv.FormatInt(q.NextID+int64(n)-1, 10) {
 		w.t.Fatalf("the newest message is not the last event: %v, %v", m, err)
 	}
 	return took
 }
 
-// BenchmarkBacklog drains a backlog through poller, bridge and stream into a real nats-server, all in this process, and compares that with a
-// bare loop that publishes ready-made messages of the same size, with the same headers, on the same path of the same server, and does
-// nothing else. Both are run by turns. of-bare is the ratio; the goal is 0.8.
+// BenchmarkBacklog drains a backlog through poller, bridge and stream into a real
+// nats-server, all in this process, and compares that with a bare loop that publishes
+// ready-made messages of the same size, with the same headers, on the same path of the
+// same server, and does nothing else. Both are run by turns. of-bare is the ratio; the
+// goal is 0.8.
 func BenchmarkBacklog(b *testing.B) {
 	for _, c := range []struct {
 		path   stream.Path
@@ -107,7 +112,8 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
-// newQuietWorld is newWorld without the look into the stream at each acknowledgement, which would be measured too.
+// newQuietWorld is newWorld without the look into the stream at each acknowledgement,
+// which would be measured too.
 func newQuietWorld(t testing.TB, natsURL string, configure ...func(*zulipsim.Server)) *world {
 	w := prepareWorld(t, natsURL, configure...)
 	w.open("127.0.0.1:0")
@@ -134,7 +140,8 @@ func newBareLoop(b *testing.B, url string, path stream.Path, size int) *bareLoop
 		b.Fatal(err)
 	}
 	b.Cleanup(nc.Close)
-	s, err := stream.Open(b.Context(), nc, stream.Config{Realm: "bare", Filter: "zulip.bare.>", Path: path, AckTimeout: harness.Patience})
+	s, err := stream.Open(b.Context(), nc,
+		stream.Config{Realm: "bare", Filter: "zulip.bare.>", Path: path, AckTimeout: harness.Patience})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -143,15 +150,16 @@ func newBareLoop(b *testing.B, url string, path stream.Path, size int) *bareLoop
 	event := made(size)
 	for i := range l.chunk {
 		id := strconv.Itoa(100_000 + i)
-		l.chunk[i] = stream.Message{Subject: "zulip.bare.message", Data: event(nil, int64(100_000+i)), Headers: []stream.Header{
-			{Key: "Zulip-Queue-Id", Value: "6f65fa70-af8c-4fcb-9044-4d962fc86a08"},
-			{Key: "Zulip-Event-Id", Value: id},
-			{Key: "Zulip-Prev-Event-Id", Value: id},
-			{Key: "Zulip-Event-Type", Value: "message"},
-			{Key: "Zulip-Origin", Value: "live"},
-			{Key: "Bridge-Writer", Value: "inside"},
-			{Key: "Zulip-Message-Id", Value: "1100000"},
-		}}
+		l.chunk[i] = stream.Message{Subject: "zulip.bare.message", Data: event(nil, int64(100_000+i)),
+			Headers: []stream.Header{
+				{Key: events.HeaderQueueID, Value: "6f65fa70-af8c-4fcb-9044-4d962fc86a08"},
+				{Key: events.HeaderEventID, Value: id},
+				{Key: events.HeaderPrevEventID, Value: id},
+				{Key: events.HeaderEventType, Value: "message"},
+				{Key: events.HeaderOrigin, Value: "live"},
+				{Key: events.HeaderWriter, Value: "inside"},
+				{Key: events.HeaderMessageID, Value: "1100000"},
+			}}
 	}
 	if l.at, _, err = s.Last(b.Context()); err != nil {
 		b.Fatal(err)
@@ -172,8 +180,9 @@ func (l *bareLoop) publish(b *testing.B, n int) time.Duration {
 	return time.Since(began)
 }
 
-// BenchmarkMemory drains an answer of 100 MB and one of 1 GB through the program into a nats-server in a process of its own. peak-MiB is the
-// program's greatest resident memory (VmHWM of Linux); the goal is at most 40, and the same for both.
+// BenchmarkMemory drains an answer of 100 MB and one of 1 GB through the program into a
+// nats-server in a process of its own. peak-MiB is the program's greatest resident memory
+// (VmHWM of Linux); the goal is at most 40, and the same for both.
 func BenchmarkMemory(b *testing.B) {
 	for _, c := range []struct {
 		name  string
@@ -182,7 +191,8 @@ func BenchmarkMemory(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			const size = 500
 			for b.Loop() {
-				w := newQuietWorld(b, natstest.StartProcess(b, "").URL, unlimited, func(z *zulipsim.Server) { z.Forget = true })
+				w := newQuietWorld(b, natstest.StartProcess(b, "").URL, unlimited,
+					func(z *zulipsim.Server) { z.Forget = true })
 				p := w.run("--no-lease")
 				w.registered()
 				idle := peak(b, p.PID())

@@ -16,16 +16,18 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
+	"zulip-nats/stream/natstest"
 )
 
-// capturedAnswer is one answer to GET /api/v1/events as a Zulip 10.2 really gave it: testdata/captured-answers.jsonl.gz has all of those
-// with status 200 that were recorded, with the file of the recording and the queue that was polled.
+// capturedAnswer is one answer to GET /api/v1/events as a Zulip 10.2 really gave it:
+// testdata/captured-answers.jsonl.gz has all of those with status 200 that were recorded,
+// with the file of the recording and the queue that was polled.
 type capturedAnswer struct{ File, Queue, Body string }
 
 func captured(t *testing.T) []capturedAnswer {
@@ -51,7 +53,8 @@ func captured(t *testing.T) []capturedAnswer {
 	}
 }
 
-// capturedQueue is one recorded queue: its events, each once, with the bytes that Zulip sent, and the answers they came in.
+// capturedQueue is one recorded queue: its events, each once, with the bytes that Zulip
+// sent, and the answers they came in.
 type capturedQueue struct {
 	id      string
 	events  []capturedEvent
@@ -70,12 +73,14 @@ type answer struct {
 	last int64
 }
 
-// mostAnswers is how many polls one recorded queue may cost. A follower may ask Zulip 200 times a minute and waits when it has used a part
-// of that, so what is left after so many answers comes in one.
+// mostAnswers is how many polls one recorded queue may cost. A follower may ask Zulip 200
+// times a minute and waits when it has used a part of that, so what is left after so many
+// answers comes in one.
 const mostAnswers = 30
 
-// capturedQueues puts the recorded answers together, queue by queue. The recordings ask for the same events again and again, and go on to
-// be refused; here each answer stands once, as it was, that has something new and nothing old.
+// capturedQueues puts the recorded answers together, queue by queue. The recordings ask
+// for the same events again and again, and go on to be refused; here each answer stands
+// once, as it was, that has something new and nothing old.
 func capturedQueues(t *testing.T) []*capturedQueue {
 	t.Helper()
 	byID := map[string]*capturedQueue{}
@@ -140,8 +145,9 @@ func together(events []capturedEvent) answer {
 	return answer{`{"result":"success","msg":"","events":[` + strings.Join(raw, ",") + "]}\n", events[len(events)-1].id}
 }
 
-// serve is the little of Zulip that plays a recorded queue back: it gives out the answers one after the other, each when the events of those
-// before it are acknowledged. When all are, done is closed and a poll waits for ever.
+// serve is the little of Zulip that plays a recorded queue back: it gives out the answers
+// one after the other, each when the events of those before it are acknowledged. When all
+// are, done is closed and a poll waits for ever.
 func (q *capturedQueue) serve(t *testing.T, done chan<- struct{}) *httptest.Server {
 	var finished sync.Once
 	empty := `{"result":"success","msg":"","messages":[],"found_anchor":false,"found_newest":true,"found_oldest":true,` +
@@ -179,8 +185,9 @@ func (q *capturedQueue) serve(t *testing.T, done chan<- struct{}) *httptest.Serv
 	return s
 }
 
-// TestCapturedAnswers plays back every answer that a real Zulip server was recorded with: each event has to be in the stream byte for byte,
-// on its subject, with its headers, in order.
+// TestCapturedAnswers plays back every answer that a real Zulip server was recorded with:
+// each event has to be in the stream byte for byte, on its subject, with its headers, in
+// order.
 func TestCapturedAnswers(t *testing.T) {
 	t.Parallel()
 	url := natsServer(t)
@@ -189,10 +196,7 @@ func TestCapturedAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := natstest.JetStream(t, nc)
 	apiKey := strings.Repeat("capturedKey00000", 2)
 	harness.KeepSecret(apiKey)
 	queues := capturedQueues(t)
@@ -215,7 +219,8 @@ func TestCapturedAnswers(t *testing.T) {
 			done := make(chan struct{})
 			zulip := q.serve(t, done)
 			log := harness.NewJournal(t, "the bridge")
-			stop := runInside(t, url, realm, poller.Account{Email: botEmail, Key: apiKey, Site: zulip.URL}, stream.PathAuto, zerolog.New(log))
+			stop := runInside(t, url, realm, poller.Account{Email: botEmail, Key: apiKey, Site: zulip.URL},
+				stream.PathAuto, zerolog.New(log))
 			select {
 			case <-done:
 			case <-t.Context().Done():
@@ -246,8 +251,8 @@ func TestCapturedAnswers(t *testing.T) {
 	}
 }
 
-// TestEveryType sends one event of each type and op that Zulip is known to have and that no recording holds, and then types that nobody
-// knows, through the program.
+// TestEveryType sends one event of each type and op that Zulip is known to have and that
+// no recording holds, and then types that nobody knows, through the program.
 func TestEveryType(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, natsServer(t))
@@ -278,14 +283,19 @@ func TestEveryType(t *testing.T) {
 		}
 		w.zulip.Up()
 	}
-	types := lines(t, "testdata/event-types.tsv")
+	var types []string
+	for _, line := range lines(t, "../poller/event-types.tsv") {
+		if pair := strings.Split(line, "\t"); len(pair) == 3 {
+			types = append(types, pair[0]+"\t"+pair[1])
+		}
+	}
 	for _, pair := range types {
 		if !known[pair] {
 			t.Errorf("no event of %q in testdata", pair)
 		}
 	}
 	if len(types) != 97 {
-		t.Errorf("testdata/event-types.tsv has %d lines, want 97", len(types))
+		t.Errorf("poller/event-types.tsv has %d lines, want 97", len(types))
 	}
 	unknown := []string{
 		`{"type":"shiny_new_thing","op":"sparkle","what":{"deep":[1,{"er":null}],"ratio":0.10000000000000001},"id":%ID%}`,
@@ -306,7 +316,8 @@ func TestEveryType(t *testing.T) {
 	w.settle()
 	last := w.read()
 	m := last[len(last)-1]
-	if got, want := m.Get("Zulip-Event-Op"), "with%20blank,%20%C3%9C%20and%20%0A"; got != want || m.Subject != "zulip.acme.odd_op" {
+	if got, want := m.Get(events.HeaderEventOp), "with%20blank,%20%C3%9C%20and%20%0A"; got != want ||
+		m.Subject != "zulip.acme.odd_op" {
 		t.Errorf("the op is in the header as %q on %s, want %q", got, m.Subject, want)
 	}
 }

@@ -12,8 +12,9 @@ import (
 	"zulip-nats/zulipsim"
 )
 
-// TestConsumer is a service as the README shows one: it follows messages and reactions, is stopped in the middle, goes on where it was, and
-// another one that comes late replays everything from the start.
+// TestConsumer is a service as the README shows one: it follows messages and reactions,
+// is stopped in the middle, goes on where it was, and another one that comes late replays
+// everything from the start.
 func TestConsumer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, natsServer(t))
@@ -59,7 +60,7 @@ func consume(w *world, name string, n int) (got []string) {
 		}
 		harness.Must(w.t, json.Unmarshal(m.Data(), &event))
 		got = append(got, event.Type+" "+event.Message.Content+event.Emoji)
-		harness.Must(w.t, m.DoubleAck(ctx))
+		harness.Must(w.t, m.Ack())
 	}
 	return got
 }

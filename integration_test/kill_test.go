@@ -8,8 +8,9 @@ import (
 	"zulip-nats/integration_test/harness"
 )
 
-// TestKill9 kills the program with SIGKILL at moments that chance picks, while people talk, one after the other and all at once, and starts
-// it again: nothing lost, nothing twice, everything in order, and all of it in one queue.
+// TestKill9 kills the program with SIGKILL at moments that chance picks, while people
+// talk, one after the other and all at once, and starts it again: nothing lost, nothing
+// twice, everything in order, and all of it in one queue.
 func TestKill9(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
@@ -26,15 +27,18 @@ func TestKill9(t *testing.T) {
 	}, "--no-lease")
 }
 
-// TestKill9WithLease does it a few times while the program has to get its lease back first, which the dead one still holds.
+// TestKill9WithLease does it a few times while the program has to get its lease back
+// first, which the dead one still holds.
 func TestKill9WithLease(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
 	w := newWorld(t, natsServer(t), unlimited)
-	killed(w, rng, min(4, *kills), func() time.Duration { return time.Duration(1500+rng.IntN(1500)) * time.Millisecond }, "--lease-ttl", "2s")
+	killed(w, rng, min(4, *kills),
+		func() time.Duration { return time.Duration(1500+rng.IntN(1500)) * time.Millisecond }, "--lease-ttl", "2s")
 }
 
-// killed lets the program live n times, each time for as long as life says, and then for good.
+// killed lets the program live n times, each time for as long as life says, and then for
+// good.
 func killed(w *world, rng *rand.Rand, n int, life func() time.Duration, args ...string) {
 	t := w.t
 	p := w.run(args...)
@@ -54,6 +58,6 @@ func killed(w *world, rng *rand.Rand, n int, life func() time.Duration, args ...
 	stop()
 	w.settle()
 	f := w.check().clean(t)
-	w.oneQueue(f)
+	w.oneQueue(f, n)
 	t.Logf("%d kills in %v: %v", n, took.Round(time.Millisecond), f)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 )
 
@@ -24,8 +25,9 @@ func (w *world) read() []harness.Stored {
 	return all
 }
 
-// isStored says whether an event that Zulip is about to forget is safe. Events are stored in order, which [world.check] proves in the end,
-// so it is enough to know how far the stream has come in that queue.
+// isStored says whether an event that Zulip is about to forget is safe. Events are stored
+// in order, which [world.check] proves in the end, so it is enough to know how far the
+// stream has come in that queue.
 func (w *world) isStored(queue string, id int64) bool {
 	w.acking.Lock()
 	defer w.acking.Unlock()
@@ -40,10 +42,10 @@ func (w *world) isStored(queue string, id int64) bool {
 		if m == nil {
 			return false
 		}
-		if m.Header.Get("Zulip-Queue-Id") == queue {
-			at, err := strconv.ParseInt(m.Header.Get("Bridge-Position"), 10, 64)
+		if m.Header.Get(events.HeaderQueueID) == queue {
+			at, err := strconv.ParseInt(m.Header.Get(events.HeaderPosition), 10, 64)
 			if err != nil {
-				at, err = strconv.ParseInt(m.Header.Get("Zulip-Event-Id"), 10, 64)
+				at, err = strconv.ParseInt(m.Header.Get(events.HeaderEventID), 10, 64)
 			}
 			if err == nil {
 				w.acked[queue] = at
@@ -55,7 +57,7 @@ func (w *world) isStored(queue string, id int64) bool {
 			continue
 		}
 		for i := range all {
-			if at, ok := all[i].Int("Zulip-Event-Id"); ok && all[i].Get("Zulip-Queue-Id") == queue && at == id {
+			if at, ok := all[i].Int(events.HeaderEventID); ok && all[i].Get(events.HeaderQueueID) == queue && at == id {
 				return true
 			}
 		}
@@ -80,7 +82,8 @@ type findings struct {
 }
 
 func (f *findings) String() string {
-	return fmt.Sprintf("%d events of %d queues: %d lost, %d twice, %d out of order, %d wrong", f.events, f.queues, f.lost, f.twice, f.disorder, f.wrong)
+	return fmt.Sprintf("%d events of %d queues: %d lost, %d twice, %d out of order, %d wrong", f.events, f.queues,
+		f.lost, f.twice, f.disorder, f.wrong)
 }
 
 func (f *findings) note(counter *int, format string, args ...any) {
@@ -108,7 +111,8 @@ type wanted struct {
 	rejected bool // it cannot stand on a subject of its own
 }
 
-// want says what has to stand in the stream for an event. raw events are bytes that a test made up; what they are is read from them.
+// want says what has to stand in the stream for an event. raw events are bytes that a
+// test made up; what they are is read from them.
 func want(realm, queue, typ, op string, messageID, id int64, raw []byte) *wanted {
 	if typ == "raw" {
 		var ev struct {
@@ -129,13 +133,14 @@ func want(realm, queue, typ, op string, messageID, id int64, raw []byte) *wanted
 		}
 	}
 	x := &wanted{subject: "zulip." + realm + "." + typ, data: string(raw), header: map[string]string{
-		"Zulip-Queue-Id": queue, "Zulip-Event-Id": strconv.FormatInt(id, 10), "Zulip-Event-Type": typ, "Zulip-Origin": "live",
+		events.HeaderQueueID: queue, events.HeaderEventID: strconv.FormatInt(id, 10), events.HeaderEventType: typ,
+		events.HeaderOrigin: "live",
 	}}
 	if op != "" {
-		x.header["Zulip-Event-Op"] = op
+		x.header[events.HeaderEventOp] = op
 	}
 	if messageID != 0 {
-		x.header["Zulip-Message-Id"] = strconv.FormatInt(messageID, 10)
+		x.header[events.HeaderMessageID] = strconv.FormatInt(messageID, 10)
 	}
 	return x
 }
@@ -146,16 +151,18 @@ func isToken(s string) bool {
 	})
 }
 
-// check compares the whole stream with what Zulip had put in the queues. Call it when all is settled: then everything in the queue that is
-// followed now has to be there, and everything that was acknowledged in those before it.
+// check compares the whole stream with what Zulip had put in the queues. Call it when all
+// is settled: then everything in the queue that is followed now has to be there, and
+// everything that was acknowledged in those before it.
 func (w *world) check() *findings {
 	w.t.Helper()
+	settled := harness.Settled(w.queues())
 	all := w.read()
 	ledger := map[harness.EventKey]*wanted{}
 	polled := map[string]bool{}
 	now := ""
 	for i := range all {
-		if q := all[i].Get("Zulip-Queue-Id"); q != "" {
+		if q := all[i].Get(events.HeaderQueueID); q != "" {
 			now = q
 		}
 	}
@@ -166,7 +173,7 @@ func (w *world) check() *findings {
 				continue
 			}
 			x := want(w.realm, q.ID, e.Type, e.Op, e.MessageID, e.ID, e.Raw)
-			x.must = q.ID == now && q.Dead == "" || !e.Pruned.IsZero()
+			x.must = (q.ID == now && q.Dead == "" || !e.Pruned.IsZero()) && e.ID <= settled[q.ID]
 			ledger[harness.EventKey{Queue: q.ID, ID: e.ID}] = x
 			polled[q.ID] = true
 		}
@@ -186,15 +193,15 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 		if !strings.HasPrefix(m.Subject, prefix) {
 			continue // somebody else's
 		}
-		if m.Get("Bridge-Writer") == "" {
+		if m.Get(events.HeaderWriter) == "" {
 			f.note(&f.wrong, "no Bridge-Writer: %v", m)
 		}
-		queue := m.Get("Zulip-Queue-Id")
+		queue := m.Get(events.HeaderQueueID)
 		if _, known := chain[queue]; !known && queue != "" {
 			chain[queue] = -1
 			f.queues++
 		}
-		record, origin := m.Record(), m.Get("Zulip-Origin")
+		record, origin := m.Record(), m.Get(events.HeaderOrigin)
 		if record != "" {
 			f.records[record]++
 			if !strings.HasPrefix(m.Subject, prefix+"bridge.") {
@@ -202,7 +209,7 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 			}
 		}
 		if origin == "backfill" || record == "" && origin == "live" {
-			if id, ok := m.Int("Zulip-Message-Id"); ok {
+			if id, ok := m.Int(events.HeaderMessageID); ok {
 				if before, twice := messages[id]; twice {
 					f.note(&f.twice, "message %d is stored at #%d and again: %v", id, before, m)
 				}
@@ -211,12 +218,12 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 			}
 		}
 		if origin == "backfill" {
-			if m.Subject != prefix+"message" || m.Get("Zulip-Event-Id") != "" || m.Get("Bridge-Position") == "" {
+			if m.Subject != prefix+"message" || m.Get(events.HeaderEventID) != "" || m.Get(events.HeaderPosition) == "" {
 				f.note(&f.wrong, "no refilled message should look like this: %v", m)
 			}
 			continue
 		}
-		id, isEvent := m.Int("Zulip-Event-Id")
+		id, isEvent := m.Int(events.HeaderEventID)
 		if !isEvent {
 			if record == "" {
 				f.note(&f.wrong, "neither an event nor a record: %v", m)
@@ -248,7 +255,7 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 		}
 		got := map[string]string{}
 		for k, v := range m.Header {
-			if !strings.HasPrefix(k, "Nats-") && k != "Bridge-Writer" {
+			if !strings.HasPrefix(k, "Nats-") && k != events.HeaderWriter {
 				got[k] = strings.Join(v, " AND ")
 			}
 		}
@@ -256,7 +263,7 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 		if expected == nil {
 			expected = map[string]string{}
 		}
-		expected["Zulip-Prev-Event-Id"] = strconv.FormatInt(before, 10)
+		expected[events.HeaderPrevEventID] = strconv.FormatInt(before, 10)
 		switch {
 		case x.rejected:
 			f.note(&f.wrong, "this cannot stand on a subject of its own: %v", m)

@@ -12,12 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/zulipsim"
 )
 
-// observe makes a queue of the test's own, registered just as the program registers, so that it gets the same events, and nobody polls it:
-// its ledger says what the live event of each message looks like, even of those that the program's queue never heard of.
+// observe makes a queue of the test's own, registered just as the program registers, so
+// that it gets the same events, and nobody polls it: its ledger says what the live event
+// of each message looks like, even of those that the program's queue never heard of.
 func (w *world) observe() {
 	w.t.Helper()
 	form := url.Values{}
@@ -28,7 +30,8 @@ func (w *world) observe() {
 			}
 		}
 	}
-	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, w.site+"/api/v1/register", strings.NewReader(form.Encode()))
+	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, w.site+"/api/v1/register",
+		strings.NewReader(form.Encode()))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -101,8 +104,10 @@ func body(t testing.TB, m *harness.Stored) (r record) {
 	return r
 }
 
-// story reads the stream from its first message to its last and fails the test where the records and events do not make sense one after the
-// other: a queue is followed until a gap is opened, then a new queue is recorded, then messages are refilled, then the gap is closed.
+// story reads the stream from its first message to its last and fails the test where the
+// records and events do not make sense one after the other: a queue is followed until a
+// gap is opened, then a new queue is recorded, then messages are refilled, then the gap
+// is closed.
 func story(t testing.TB, all []harness.Stored) (gaps int) {
 	t.Helper()
 	const (
@@ -114,9 +119,9 @@ func story(t testing.TB, all []harness.Stored) (gaps int) {
 	state, queue, refilled := begin, "", 0
 	for i := range all {
 		m := &all[i]
-		kind, q := m.Record(), m.Get("Zulip-Queue-Id")
+		kind, q := m.Record(), m.Get(events.HeaderQueueID)
 		if kind == "" {
-			kind = m.Get("Zulip-Origin")
+			kind = m.Get(events.HeaderOrigin)
 		}
 		wrong := func() { t.Errorf("%s does not fit here (state %d, queue %s): %v", kind, state, queue, m) }
 		switch {
@@ -126,10 +131,13 @@ func story(t testing.TB, all []harness.Stored) (gaps int) {
 				t.Errorf("a record of queue %s is of queue %s by its header", r.QueueID, q)
 			}
 			switch {
-			case state == begin && r.Why == "first" && m.Get("Bridge-Next") == "poll":
+			case state == begin && r.Why == "first" && m.Get(events.HeaderNext) == "poll":
 				state, queue = following, q
-			case state == following && r.Why == "kept" && q == queue && m.Get("Bridge-Next") == "poll":
-			case state == opened && r.Why == "lost" && q != queue && r.Previous == queue && m.Get("Bridge-Next") == "refill":
+			case state == following && r.Why == "kept" && q == queue && m.Get(events.HeaderNext) == "poll":
+			case state == refilling && r.Why == "kept" &&
+				q == queue && m.Get(events.HeaderNext) == "refill": // how far it has come
+			case state == opened && r.Why == "lost" && q != queue && r.Previous == queue &&
+				m.Get(events.HeaderNext) == "refill":
 				state, queue, refilled = refilling, q, 0
 			default:
 				wrong()
@@ -170,8 +178,8 @@ func (w *world) everyMessage(f *findings) {
 	}
 }
 
-// TestLostQueue lets Zulip drop the queue while the program does not run, which is the commonest way to lose one, and looks at every record
-// and every refilled message.
+// TestLostQueue lets Zulip drop the queue while the program does not run, which is the
+// commonest way to lose one, and looks at every record and every refilled message.
 func TestLostQueue(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
@@ -187,14 +195,15 @@ func TestLostQueue(t *testing.T) {
 	old := w.registered().ID
 	w.observe()
 	early := w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "to be edited"})
-	// An id that is taken now, for a message whose event comes much later: the largest id in the stream says nothing of what is missing.
+	// An id that is taken now, for a message whose event comes much later: the largest id
+	// in the stream says nothing of what is missing.
 	late, commit := w.zulip.SendDelayed(zulipsim.Message{Channel: "general", Topic: "t", Content: "slow"})
 	w.talk(rng, 80)
 	w.settle()
 	p.Stop()
 	before := w.read()
 	last := before[len(before)-1]
-	lastEvent, _ := last.Int("Zulip-Event-Id")
+	lastEvent, _ := last.Int(events.HeaderEventID)
 
 	w.talk(rng, 40) // in the old queue, and never read
 	expired := time.Now()
@@ -208,7 +217,8 @@ func TestLostQueue(t *testing.T) {
 	betweenQueueAndState = func(string) {
 		betweenQueueAndState = nil
 		for range 5 {
-			both = append(both, w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "just now"}))
+			both = append(both, w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t",
+				Content: "just now"}))
 		}
 	}
 	p = w.run("--no-lease")
@@ -221,7 +231,8 @@ func TestLostQueue(t *testing.T) {
 		t.Errorf("the stream tells of %d gaps, want 1", gaps)
 	}
 	if f.messages[late] != 1 {
-		t.Errorf("message %d, whose id was taken before others and that came after them, is stored %d times", late, f.messages[late])
+		t.Errorf("message %d, whose id was taken before others and that came after them, is stored %d times", late,
+			f.messages[late])
 	}
 
 	live := w.live()
@@ -232,21 +243,26 @@ func TestLostQueue(t *testing.T) {
 		switch kind := m.Record(); {
 		case kind == "gap-opened":
 			r := body(t, m)
-			if m.Subject != "zulip.acme.bridge.gap" || m.Get("Zulip-Queue-Id") != old || m.Get("Bridge-Position") != fmt.Sprint(lastEvent) ||
-				r.QueueID != old || r.LastEventID != lastEvent || r.LastMessageID == 0 || r.Cause == "" || !strings.Contains(r.Zulip, old) ||
+			if m.Subject != "zulip.acme.bridge.gap" || m.Get(events.HeaderQueueID) != old ||
+				m.Get(events.HeaderPosition) != fmt.Sprint(lastEvent) ||
+				r.QueueID != old || r.LastEventID != lastEvent || r.LastMessageID == 0 || r.Cause == "" ||
+				!strings.Contains(r.Zulip, old) ||
 				r.LastStored.IsZero() || r.LastStored.After(expired) || r.Noticed.Before(expired) {
-				t.Errorf("gap-opened should name the old queue, event %d, a message, the cause, Zulip's words, and when it began: %v", lastEvent, m)
+				t.Errorf("gap-opened should name the old queue, event %d, a message, the cause, Zulip's words, and "+
+					"when it began: %v", lastEvent, m)
 			}
 		case kind == "queue" && body(t, m).Why == "lost":
 			r := body(t, m)
-			if m.Subject != "zulip.acme.bridge.queue" || m.Get("Bridge-Position") != "-1" || r.QueueID != fresh || r.Previous != old ||
+			if m.Subject != "zulip.acme.bridge.queue" || m.Get(events.HeaderPosition) != "-1" || r.QueueID != fresh ||
+				r.Previous != old ||
 				r.Site != w.site || r.Account != w.bot.Email || r.LifeSeconds != 24*60*60 {
 				t.Errorf("the record of the new queue is not as it should be: %v", m)
 			}
-		case m.Get("Zulip-Origin") == "backfill":
-			id, _ := m.Int("Zulip-Message-Id")
+		case m.Get(events.HeaderOrigin) == "backfill":
+			id, _ := m.Int(events.HeaderMessageID)
 			refilled = append(refilled, id)
-			if m.Get("Bridge-Position") != "-1" || m.Get("Zulip-Event-Type") != "message" || m.Get("Zulip-Queue-Id") != fresh {
+			if m.Get(events.HeaderPosition) != "-1" || m.Get(events.HeaderEventType) != "message" ||
+				m.Get(events.HeaderQueueID) != fresh {
 				t.Errorf("a refilled message is not as it should be: %v", m)
 			}
 			var got, want map[string]any
@@ -257,7 +273,8 @@ func TestLostQueue(t *testing.T) {
 				t.Errorf("message %d has no live event: %v", id, err)
 			}
 			delete(want, "id")
-			// History shows a message as it is now, with what people have done to it since.
+			// History shows a message as it is now, with what people have done to it
+			// since.
 			gotMessage, wantMessage := got["message"].(map[string]any), want["message"].(map[string]any)
 			if _, changed := gotMessage["last_edit_timestamp"]; changed {
 				delete(gotMessage, "content")
@@ -276,7 +293,8 @@ func TestLostQueue(t *testing.T) {
 			skipped = append(skipped, body(t, m).MessageID)
 		case kind == "gap-closed":
 			r := body(t, m)
-			if m.Subject != "zulip.acme.bridge.gap" || m.Get("Bridge-Position") != "-1" || r.OldQueueID != old || r.QueueID != fresh ||
+			if m.Subject != "zulip.acme.bridge.gap" || m.Get(events.HeaderPosition) != "-1" || r.OldQueueID != old ||
+				r.QueueID != fresh ||
 				len(r.NotRecoverable) == 0 || r.NotRefilled != nil || r.Closed.IsZero() {
 				t.Errorf("gap-closed is not as it should be: %v", m)
 			}
@@ -295,8 +313,9 @@ func TestLostQueue(t *testing.T) {
 	t.Log(p.Expect("the gap is closed"))
 }
 
-// TestLostQueueKilled loses the queue again and again and kills the program while it copes with that, wherever it is just then. In the end
-// the stream tells one story that makes sense, and holds each message once.
+// TestLostQueueKilled loses the queue again and again and kills the program while it
+// copes with that, wherever it is just then. In the end the stream tells one story that
+// makes sense, and holds each message once.
 func TestLostQueueKilled(t *testing.T) {
 	t.Parallel()
 	rng := harness.Rand(t)
@@ -316,9 +335,9 @@ func TestLostQueueKilled(t *testing.T) {
 			time.Sleep(time.Duration(20+rng.IntN(250)) * time.Millisecond)
 			p.Kill()
 			if m, err := w.last(); err == nil && m != nil {
-				last := m.Header.Get("Bridge-Record")
+				last := m.Header.Get(events.HeaderRecord)
 				if last == "" {
-					last = m.Header.Get("Zulip-Origin")
+					last = m.Header.Get(events.HeaderOrigin)
 				}
 				died[last]++
 			}

@@ -10,11 +10,13 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"zulip-nats/events"
 	"zulip-nats/zulipsim"
 )
 
-// oddEvents are events as no Zulip should send them; %ID% is where the queue's id goes. carried is the type of those that are odd and can be
-// carried all the same, byte for byte; the others have to be rejected.
+// oddEvents are events as no Zulip should send them; %ID% is where the queue's id goes.
+// carried is the type of those that are odd and can be carried all the same, byte for
+// byte; the others have to be rejected.
 var oddEvents = []struct{ name, raw, carried string }{
 	{"no id", `{"type":"realm","op":"update","odd":1}`, ""},
 	{"no id, twice the same", `{"type":"realm","op":"update","odd":1}`, ""},
@@ -50,12 +52,16 @@ var oddEvents = []struct{ name, raw, carried string }{
 	{"numbers beyond 2^53", `{"type":"realm","value":9007199254740993.00000000000000000001e400,"id":%ID%}`, "realm"},
 	{"NUL in text", `{"type":"realm","value":"a\u0000b","id":%ID%}`, "realm"},
 	{"half a surrogate pair", `{"type":"realm","value":"\ud83d","id":%ID%}`, "realm"},
-	{"the largest id in the text of another member", `{"type":"realm","value":"\"id\":99","x":{"id":98,"type":"no"},"id":%ID%}`, "realm"},
-	{"depth 10,000", `{"type":"realm","deep":` + strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000) + `,"id":%ID%}`, "realm"},
-	{"depth 10,000, objects", `{"type":"realm","deep":` + strings.Repeat(`{"a":`, 10_000) + "1" + strings.Repeat("}", 10_000) + `,"id":%ID%}`, "realm"},
+	{"the largest id in the text of another member",
+		`{"type":"realm","value":"\"id\":99","x":{"id":98,"type":"no"},"id":%ID%}`, "realm"},
+	{"depth 10,000", `{"type":"realm","deep":` + strings.Repeat("[", 10_000) + strings.Repeat("]",
+		10_000) + `,"id":%ID%}`, "realm"},
+	{"depth 10,000, objects", `{"type":"realm","deep":` + strings.Repeat(`{"a":`, 10_000) + "1" +
+		strings.Repeat("}", 10_000) + `,"id":%ID%}`, "realm"},
 }
 
-// either are events that may be carried as they are, or be rejected: whoever reads them must cope, and their neighbours must not notice.
+// either are events that may be carried as they are, or be rejected: whoever reads them
+// must cope, and their neighbours must not notice.
 var either = []struct{ name, raw string }{
 	{"invalid UTF-8", "{\"type\":\"realm\",\"value\":\"\xff\xfe\xc0\",\"id\":%ID%}"},
 	{"a raw control character in text", "{\"type\":\"realm\",\"value\":\"a\x01b\",\"id\":%ID%}"},
@@ -71,8 +77,9 @@ var either = []struct{ name, raw string }{
 	{"a bracket too much", `{"type":"realm","value":1]},"id":%ID%}`},
 }
 
-// TestOddEvents sends each odd event with good ones before and behind it. The good ones are stored, in order; the odd one is carried byte
-// for byte, or is in a bridge.rejected record with its bytes and the reason; and the program lives.
+// TestOddEvents sends each odd event with good ones before and behind it. The good ones
+// are stored, in order; the odd one is carried byte for byte, or is in a bridge.rejected
+// record with its bytes and the reason; and the program lives.
 func TestOddEvents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, natsServer(t), unlimited)
@@ -101,13 +108,15 @@ func TestOddEvents(t *testing.T) {
 		send(odd{name: o.name, raw: o.raw, either: true})
 		w.settle()
 	}
-	// All of them once more, in one answer. Those without a usable id are the same as before, at another place of the queue.
+	// All of them once more, in one answer. Those without a usable id are the same as
+	// before, at another place of the queue.
 	w.zulip.Down()
 	for _, o := range oddEvents {
 		send(odd{name: o.name + ", again", raw: o.raw, carried: o.carried})
 	}
 	back := w.queues()[0].NextID // the id of the restart event, with which the answer begins
-	send(odd{name: "an id that goes back within the answer", raw: fmt.Sprintf(`{"type":"realm","odd":2,"id":%d}`, back)})
+	send(odd{name: "an id that goes back within the answer",
+		raw: fmt.Sprintf(`{"type":"realm","odd":2,"id":%d}`, back)})
 	w.zulip.Up()
 	w.settle()
 	if !p.Alive() {
@@ -128,7 +137,7 @@ func TestOddEvents(t *testing.T) {
 	rejected := map[string]string{}
 	for i := range all {
 		m := &all[i]
-		if id, ok := m.Int("Zulip-Message-Id"); ok && m.Subject == "zulip.acme.message" {
+		if id, ok := m.Int(events.HeaderMessageID); ok && m.Subject == "zulip.acme.message" {
 			if at[id] != 0 {
 				t.Errorf("message %d is stored twice", id)
 			}
@@ -160,7 +169,8 @@ func TestOddEvents(t *testing.T) {
 				raw = string(plain)
 			}
 			if body.Reason == "" || body.Size != len(raw) || body.SHA256 != hexSum(raw) {
-				t.Errorf("the record of a rejected event should have its reason, its size (%d) and its digest: %.500v", len(raw), m)
+				t.Errorf("the record of a rejected event should have its reason, its size (%d) and its digest: %.500v",
+					len(raw), m)
 			}
 			rejected[raw] = body.Reason
 		}
@@ -177,7 +187,8 @@ func TestOddEvents(t *testing.T) {
 		subject, isCarried := carried[o.raw]
 		reason, isRejected := rejected[o.raw]
 		if !isCarried && !isRejected && o.either {
-			// Where the brackets do not fit, what is rejected may be more or less than the one event.
+			// Where the brackets do not fit, what is rejected may be more or less than
+			// the one event.
 			for raw, why := range rejected {
 				if strings.Contains(raw, o.raw) || strings.Contains(o.raw, raw) && strings.Contains(raw, "realm") {
 					reason, isRejected = why, true

@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -25,7 +27,16 @@ import (
 
 var kills = flag.Int("kills", harness.Fewer(100, 25), "how often TestKill9 kills the bridge")
 
-func TestMain(m *testing.M) { harness.Main(m, 12) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(idleRealms); url != "" {
+		if err := idleProcess(url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	harness.Main(m, harness.Fewer(12, 6))
+}
 
 // world is a Zulip, a realm's place on a nats-server, and the programs between them.
 type world struct {
@@ -46,6 +57,7 @@ type world struct {
 
 	talking sync.Mutex
 	sent    []int64 // messages that people may edit or react to
+	marks   int     // how many there were
 
 	started  time.Time // when the newest program was
 	observer string    // a queue of the test's own, "" without one
@@ -56,8 +68,9 @@ const (
 	botEmail  = "bridge-bot@example.com"
 )
 
-// newWorld makes a world around a nats-server; the simulator may be set up before by configure. Whatever a program acknowledges to Zulip
-// without having stored it, and every request that comes too soon after a 429, fails the test.
+// newWorld makes a world around a nats-server; the simulator may be set up before by
+// configure. Whatever a program acknowledges to Zulip without having stored it, and every
+// request that comes too soon after a 429, fails the test.
 func newWorld(t testing.TB, natsURL string, configure ...func(*zulipsim.Server)) *world {
 	t.Helper()
 	w := prepareWorld(t, natsURL, configure...)
@@ -66,22 +79,23 @@ func newWorld(t testing.TB, natsURL string, configure ...func(*zulipsim.Server))
 	return w
 }
 
-// prepareWorld is newWorld with Zulip not up yet, and without the watch on acknowledgements, which is the caller's to begin.
+// prepareWorld is newWorld with Zulip not up yet, and without the watch on
+// acknowledgements, which is the caller's to begin.
 func prepareWorld(t testing.TB, natsURL string, configure ...func(*zulipsim.Server)) *world {
 	t.Helper()
-	w := &world{t: t, zulip: &zulipsim.Server{}, realm: realmName, nats: natsURL, stream: "ZULIP_" + realmName, acked: map[string]int64{}}
+	w := &world{t: t, zulip: &zulipsim.Server{}, realm: realmName, nats: natsURL, stream: "ZULIP_" + realmName,
+		acked: map[string]int64{}}
 	for _, f := range configure {
 		f(w.zulip)
 	}
 	w.bot = w.zulip.Account(botEmail)
-	nc, err := nats.Connect(natsURL, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	nc, err := nats.Connect(natsURL, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(50*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	if w.js, err = jetstream.New(nc); err != nil {
-		t.Fatal(err)
-	}
+	w.js = natstest.JetStream(t, nc)
 	return w
 }
 
@@ -109,21 +123,35 @@ func (w *world) writeRC(key string) {
 // run starts the program as a user does. It is killed when the test ends.
 func (w *world) run(more ...string) *harness.Process {
 	w.t.Helper()
+	return w.runAs(func(*exec.Cmd) {}, more...)
+}
+
+// runAs is run of a command that may be changed before.
+func (w *world) runAs(change func(*exec.Cmd), more ...string) *harness.Process {
+	w.t.Helper()
 	w.started = time.Now()
-	return start(w.t, append([]string{"run", "--zuliprc", w.rc, "--nats-url", w.nats, "--realm", w.realm}, more...)...)
+	return startAs(w.t, change, append([]string{"run", "--zuliprc", w.rc, "--nats-url", w.nats, "--realm", w.realm},
+		more...)...)
 }
 
 // start starts the program, and kills it when the test ends.
 func start(t testing.TB, args ...string) *harness.Process {
 	t.Helper()
-	p, err := harness.Start(harness.NewJournal(t, "the program"), args...)
+	return startAs(t, func(*exec.Cmd) {}, args...)
+}
+
+func startAs(t testing.TB, change func(*exec.Cmd), args ...string) *harness.Process {
+	t.Helper()
+	p, err := harness.StartAs(harness.NewJournal(t, "the program"), change, args...)
 	harness.Must(t, err)
 	t.Cleanup(p.Kill)
 	return p
 }
 
-// runInside runs the bridge inside the test process, with the parts that the program is made of, until stop is called or the test ends.
-func runInside(t testing.TB, natsURL, realm string, account poller.Account, path stream.Path, log zerolog.Logger) (stop func()) {
+// runInside runs the bridge inside the test process, with the parts that the program is
+// made of, until stop is called or the test ends.
+func runInside(t testing.TB, natsURL, realm string, account poller.Account, path stream.Path,
+	log zerolog.Logger) (stop func()) {
 	t.Helper()
 	r, err := subjects.ParseRealm(realm)
 	if err != nil {
@@ -164,23 +192,17 @@ func runInside(t testing.TB, natsURL, realm string, account poller.Account, path
 	return stop
 }
 
-// registered waits until a poll of the program that was started last waits, and gives the queue: it is made and recorded, or resumed.
+// registered waits until a poll of the program that was started last waits, and gives the
+// queue: it is made and recorded, or resumed.
 func (w *world) registered() zulipsim.QueueInfo {
 	w.t.Helper()
-	var found zulipsim.QueueInfo
-	harness.Eventually(w.t, "a poll that waits", func() bool {
-		for _, q := range w.queues() {
-			if q.Dead == "" && q.Waiting && q.LastWait.After(w.started) {
-				found = q
-				return true
-			}
-		}
-		return false
+	return harness.EventuallyQueue(w.t, "a poll that waits", w.queues, func(q zulipsim.QueueInfo) bool {
+		return q.Waiting && q.LastWait.After(w.started)
 	})
-	return found
 }
 
-// polling waits until the program that was started last has polled, for when so much happens that no poll ever waits.
+// polling waits until the program that was started last has polled, for when so much
+// happens that no poll ever waits.
 func (w *world) polling() {
 	w.t.Helper()
 	harness.Eventually(w.t, "a poll", func() bool {
@@ -204,20 +226,17 @@ func (w *world) queues() []zulipsim.QueueInfo {
 	return own
 }
 
-// settle waits until nothing is pending and a poll waits: all that happened is acknowledged then, and has to be stored.
+// settle waits until nothing is pending and a poll waits: all that happened is
+// acknowledged then, and has to be stored.
 func (w *world) settle() {
 	w.t.Helper()
-	harness.Eventually(w.t, "an empty queue with a poll that waits", func() bool {
-		for _, q := range w.queues() {
-			if q.Dead == "" && q.Waiting && q.Pending == 0 {
-				return true
-			}
-		}
-		return false
+	harness.EventuallyQueue(w.t, "an empty queue with a poll that waits", w.queues, func(q zulipsim.QueueInfo) bool {
+		return q.Waiting && q.Pending == 0
 	})
 }
 
-// talk lets n things happen at Zulip: mostly messages, and everything that people do with messages.
+// talk lets n things happen at Zulip: mostly messages, and everything that people do with
+// messages.
 func (w *world) talk(rng *rand.Rand, n int) {
 	people := []string{"ada@example.com", "grace@example.com", "Ünal@example.com"}
 	channels := []string{"general", "release > notes", "日本語", "build.* ☂"}
@@ -287,7 +306,8 @@ func (w *world) chat(chance *rand.Rand, perSecond int) (stop func()) {
 // natsServer is a nats-server inside the test process.
 func natsServer(t testing.TB) string { return natstest.Start(t).URL }
 
-// unlimited switches Zulip's rate limits off, for tests that start the program again and again.
+// unlimited switches Zulip's rate limits off, for tests that start the program again and
+// again.
 func unlimited(z *zulipsim.Server) {
 	z.EventsRules, z.APIRules = []zulipsim.RateRule{}, []zulipsim.RateRule{}
 }

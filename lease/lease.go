@@ -1,13 +1,17 @@
-// Package lease says which of several instances works: the one that holds the lease of the realm, a key in a NATS KV bucket with a time to
-// live. It is there for economy, so that one of them polls and the others stand by. It is not what keeps the stream right; that is the
-// compare-and-swap of package stream, and so a lease that changes hands at the wrong moment harms nothing.
+// Package lease says which of several instances works: the one that holds the lease of
+// the realm, a key in a NATS KV bucket with a time to live. It is there for economy, so
+// that one of them polls and the others stand by. It is not what keeps the stream right;
+// that is the compare-and-swap of package stream, and so a lease that changes hands at
+// the wrong moment harms nothing.
 //
-// The holder renews the key at each third of its life. It believes in itself until its own deadline, the life of the key counted from
-// the moment when the last confirmed renewal was sent: that is before the server lets the key go. A holder that cannot renew in the
-// meantime keeps the lease and asks on; a change of the bucket's leader takes several seconds, and giving up at the first failure would
-// only make two changes of one.
+// The holder renews the key at each third of its life. It believes in itself until its
+// own deadline, the life of the key counted from the moment when the last confirmed
+// renewal was sent: that is before the server lets the key go. A holder that cannot renew
+// in the meantime keeps the lease and asks on; a change of the bucket's leader takes
+// several seconds, and giving up at the first failure would only make two changes of one.
 //
-// Those who stand by look at the key at each tenth of its life. A watch would need the right to make consumers, and saves little.
+// Those who stand by look at the key at each tenth of its life. A watch would need the
+// right to make consumers, and saves little.
 package lease
 
 import (
@@ -20,10 +24,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
 	"github.com/rs/zerolog"
 
+	"zulip-nats/health"
+	"zulip-nats/logevent"
 	"zulip-nats/stream"
 )
 
@@ -36,6 +41,7 @@ const (
 	shortestTTL = time.Second // the server counts in whole seconds
 	renewals    = 3           // in the life of the key
 	looks       = 10          // of those who stand by, in the life of the key
+	lifeTrips   = 4           // round trips in the life of the key, at least
 	markerTTL   = time.Minute // how long the bucket remembers that a key expired
 	askTimeout  = 2 * time.Second
 )
@@ -43,22 +49,33 @@ const (
 // Config says which lease, and whose. Conn, Realm and Writer are required.
 type Config struct {
 	// Conn is the connection to NATS, made by [stream.Connect].
-	Conn *nats.Conn
+	Conn *stream.Conn
 	// Realm is the realm's token.
 	Realm string
 	// Writer names this instance, for people and for whoever stands by.
 	Writer string
-	// TTL is the life of the lease without renewal, 1 s at least; 0 is [DefaultTTL]. On a replicated bucket 15 s outlast every election.
+	// TTL is the life of the lease without renewal, 1 s at least; 0 is [DefaultTTL]. On a
+	// replicated bucket 15 s outlast every election. Where NATS is so far away that four
+	// round trips last longer, the lease lives as long as those.
 	TTL time.Duration
 	// Bucket is the KV bucket; empty is [DefaultBucket]. It is made if it is missing.
 	Bucket string
 	// Replicas are those of a bucket that is made; 0 is 1.
 	Replicas int
-	// Domain is the JetStream domain of the bucket, for a connection by way of a leaf node.
+	// Domain is the JetStream domain of the bucket, for a connection by way of a leaf
+	// node.
 	Domain string
-	// Standby is called when Acquire begins to wait for another holder, and again when that one was followed by a third. May be nil.
+	// APIPrefix begins the subjects of JetStream's API, and of the bucket's keys, where
+	// the account imports them from another one.
+	APIPrefix string
+	// Standby is called when Acquire begins to wait for another holder, and again when
+	// that one was followed by a third. May be nil.
 	Standby func(Holder)
-	// Log gets what the caller cannot see: trouble with renewals, a takeover from a dead process.
+	// Trouble is set while the lease cannot be asked for or renewed, for others to ask.
+	// Nil: nobody does.
+	Trouble *health.Condition
+	// Log gets what the caller cannot see: trouble with renewals, a takeover from a dead
+	// process.
 	Log zerolog.Logger
 }
 
@@ -75,11 +92,12 @@ type Holder struct {
 	process
 }
 
-// UnsupportedError means that no lease can be had here, now and later: no right to the bucket, or a bucket that cannot hold one. An
-// instance may say so once and work without, fenced by the stream alone.
+// UnsupportedError means that no lease is available here, now and later: no right to the
+// bucket, or a bucket that cannot hold one. An instance may say so once and work without,
+// fenced by the stream alone.
 type UnsupportedError struct{ Err error }
 
-func (e *UnsupportedError) Error() string { return "no lease can be had: " + e.Err.Error() }
+func (e *UnsupportedError) Error() string { return "no lease is available: " + e.Err.Error() }
 
 // Unwrap is for errors.Is and errors.As.
 func (e *UnsupportedError) Unwrap() error { return e.Err }
@@ -87,10 +105,12 @@ func (e *UnsupportedError) Unwrap() error { return e.Err }
 // ErrLost is the cause with which a lease's context ends when the lease is lost.
 var ErrLost = errors.New("the lease is lost")
 
-// errReleased is the cause with which a lease's context ends when the lease is given back.
+// errReleased is the cause with which a lease's context ends when the lease is given
+// back.
 var errReleased = errors.New("the lease is released")
 
-// Lease is a lease that was had. It is lost at its deadline at the latest; then it stays lost.
+// Lease is a lease that was had. It is lost at its deadline at the latest; then it stays
+// lost.
 type Lease struct {
 	bucket
 	me     Holder
@@ -105,7 +125,8 @@ type Lease struct {
 	expiry   *time.Timer
 }
 
-// deadline is a moment by both clocks: the monotonic one stands still while the machine sleeps, the wall clock may be set.
+// deadline is a moment by both clocks: the monotonic one stands still while the machine
+// sleeps, the wall clock may be set.
 type deadline struct{ mono, wall time.Time }
 
 func deadlineAfter(sent time.Time, ttl time.Duration) deadline {
@@ -119,22 +140,25 @@ func (d deadline) passed() bool {
 
 var token = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// Acquire waits for the lease and returns it. It returns early with an [*UnsupportedError] where there is none to be had, and with ctx's
-// cause. NATS away is waited for. The lease does not end with ctx: whoever has it releases it.
+// Acquire waits for the lease and returns it. It returns early with an
+// [*UnsupportedError] where there is none available, and with ctx's cause. NATS away is
+// waited for. The lease does not end with ctx: whoever has it releases it.
 func Acquire(ctx context.Context, cfg Config) (*Lease, error) {
-	cfg.TTL = cmp.Or(cfg.TTL, DefaultTTL)
-	cfg.Bucket = cmp.Or(cfg.Bucket, DefaultBucket)
-	if err := cfg.check(); err != nil {
+	api, err := cfg.complete()
+	if err != nil {
 		return nil, err
 	}
 	host, _ := os.Hostname() // for people only
 	c := contender{
-		bucket: newBucket(cfg),
+		bucket: newBucket(cfg, api),
 		me:     Holder{Writer: cfg.Writer, Host: host, PID: os.Getpid(), ID: nuid.Next(), process: thisProcess()},
 	}
-	waitingFor, trouble := "", ""
+	waitingFor := ""
 	for {
 		l, other, err := c.look(ctx)
+		if err == nil {
+			cfg.Trouble.Clear()
+		}
 		switch {
 		case l != nil:
 			return l, nil
@@ -145,10 +169,12 @@ func Acquire(ctx context.Context, cfg Config) (*Lease, error) {
 		case kindOf(err) == stream.Refused:
 			// Somebody was faster: at the next look we see who.
 		case err != nil:
-			if now := fmt.Sprint(kindOf(err), codeOf(err)); now != trouble {
-				trouble = now
-				cfg.Log.Warn().Err(err).Msg("the lease cannot be asked for now; trying on")
+			if _, news := cfg.Trouble.Set(fmt.Sprint(kindOf(err), codeOf(err)), err.Error()); news {
+				unsure(cfg.Log, err, "the lease cannot be asked for now; retrying")
 			}
+		case other != nil && other.Writer == cfg.Writer:
+			// Our own from before, which we believe lost and the server does not yet:
+			// nobody else is there to be spoken of.
 		case other != nil && other.ID != waitingFor:
 			waitingFor = other.ID
 			if cfg.Standby != nil {
@@ -159,6 +185,18 @@ func Acquire(ctx context.Context, cfg Config) (*Lease, error) {
 			return nil, err
 		}
 	}
+}
+
+// complete fills in the defaults, says what is wrong, and gives the prefix of JetStream's
+// API.
+func (c *Config) complete() (api string, err error) {
+	c.TTL = cmp.Or(c.TTL, DefaultTTL)
+	c.Bucket = cmp.Or(c.Bucket, DefaultBucket)
+	c.Trouble = cmp.Or(c.Trouble, &health.Condition{})
+	if err := c.check(); err != nil {
+		return "", err
+	}
+	return stream.API(c.Domain, c.APIPrefix)
 }
 
 func (c *Config) check() error {
@@ -204,19 +242,21 @@ func (c *contender) look(ctx context.Context) (l *Lease, other *Holder, err erro
 		}
 	}
 	c.me.Since = time.Now().UTC().Round(time.Millisecond)
-	sent := time.Now()
-	revision, err := c.write(ctx, c.me, now.revision)
+	life := c.life()
+	until := deadlineAfter(time.Now(), life)
+	revision, err := c.write(ctx, c.me, now.revision, life)
 	if err != nil {
 		return nil, nil, err
 	}
 	if isDead {
-		c.cfg.Log.Info().Str("holder", now.holder.Writer).Int("pid", now.holder.PID).
+		logevent.LeaseTakenOver.Info(c.cfg.Log).Str("holder", now.holder.Writer).Int("pid", now.holder.PID).
 			Msg("took the lease over at once: the process that held it is gone")
 	}
-	return newLease(c.bucket, c.me, revision, deadlineAfter(sent, c.cfg.TTL)), nil, nil
+	return newLease(c.bucket, c.me, revision, until), nil, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
+	health.Waits(ctx, d)
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -227,7 +267,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// newLease starts the renewing; nil if the deadline has passed, as after a long wait for the answer.
+// newLease starts the renewing; nil if the deadline has passed, as after a long wait for
+// the answer.
 func newLease(b bucket, me Holder, revision uint64, d deadline) *Lease {
 	if d.passed() {
 		return nil
@@ -242,24 +283,26 @@ func newLease(b bucket, me Holder, revision uint64, d deadline) *Lease {
 	return l
 }
 
-// Context ends when the lease is lost, at the deadline at the latest, and when it is released. context.Cause then is [ErrLost] or says
-// that it was released.
+// Context ends when the lease is lost, at the deadline at the latest, and when it is
+// released. context.Cause then is [ErrLost] or says that it was released.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Held says whether the lease still runs, by our own clocks and at this moment. A process that was stopped and goes on learns by
-// this what no timer has had the time to tell it.
+// Held says whether the lease still runs, by our own clocks and at this moment. A process
+// that was stopped and goes on learns by this what no timer has had the time to tell it.
 func (l *Lease) Held() bool {
 	l.mu.Lock()
 	passed := l.deadline.passed()
 	l.mu.Unlock()
 	if passed {
-		l.lose("it could not be renewed in time")
+		l.lose(l.late())
 	}
 	return l.ctx.Err() == nil
 }
 
-// Release gives the lease back, so that another instance gets it at its next look. It returns when no renewal is under way any more. An
-// error says that the lease could not be handed over; then it ends by itself. Releasing a lease that is lost or released does nothing.
+// Release gives the lease back, so that another instance gets it at its next look. It
+// returns when no renewal is under way any more. An error says that the lease could not
+// be handed over; then it ends by itself. Releasing a lease that is lost or released does
+// nothing.
 func (l *Lease) Release(ctx context.Context) error {
 	l.stop()
 	l.done.Wait()
@@ -276,7 +319,8 @@ func (l *Lease) Release(ctx context.Context) error {
 	if kindOf(err) != stream.Refused {
 		return err
 	}
-	// The last renewal was cut off, and done all the same; or the lease is somebody else's.
+	// The last renewal was cut off, and done all the same; or the lease is somebody
+	// else's.
 	now, err := l.read(ctx)
 	if err != nil || now.holder == nil || now.holder.ID != l.me.ID {
 		return err
@@ -293,8 +337,33 @@ func (l *Lease) expire() {
 	}
 	l.mu.Unlock()
 	if passed {
-		l.lose("it could not be renewed in time")
+		l.lose(l.late())
 	}
+}
+
+// late says why the deadline passed.
+func (l *Lease) late() string {
+	switch s, set := l.cfg.Trouble.State(); {
+	case !set:
+		return "it could not be renewed in time"
+	case s.Text == away:
+		return "NATS was away, so it could not be renewed in time"
+	default:
+		return "it could not be renewed in time: " + s.Text
+	}
+}
+
+// away is the text of a trouble of which the connection's own log says more.
+const away = "NATS is away"
+
+// unsure logs trouble with NATS. That the connection is down is in the log already, with
+// the reason.
+func unsure(log zerolog.Logger, err error, text string) {
+	if stream.Away(err) {
+		log.Debug().Err(err).Msg(text)
+		return
+	}
+	logevent.LeaseUnsure.Warn(log).Err(err).Msg(text)
 }
 
 func (l *Lease) lose(why string) {
@@ -303,41 +372,51 @@ func (l *Lease) lose(why string) {
 }
 
 // renew keeps the lease until it is stopped or lost.
+//
+// No two of its writes are closer than a tenth of the lease's life, whatever was
+// answered. A replica that lags behind gives the old revision for as long as it lags, so
+// what a read shows is no reason to write again at once. Six more writes fit in what is
+// left of the life after the first that was refused, and a tenth is as long as those who
+// stand by wait, so nobody is favoured if the key is gone.
 func (l *Lease) renew(ctx context.Context) {
-	wait := l.cfg.TTL / renewals
-	troubled := false
-	var unconfirmed time.Time // when the first of the renewals was sent that nobody confirmed since the last that was
+	life := l.life()
+	wait := life / renewals
+	// unconfirmed is the end of the first of the renewals that nobody confirmed since the
+	// last that was. It is the earliest of them.
+	var unconfirmed deadline
 	for sleep(ctx, wait) == nil {
+		life = l.life()
 		sent := time.Now()
-		if unconfirmed.IsZero() {
-			unconfirmed = sent
+		until := deadlineAfter(sent, life)
+		if unconfirmed.mono.IsZero() || until.mono.Before(unconfirmed.mono) {
+			unconfirmed = until
 		}
-		l.mu.Lock()
-		expected := l.revision
-		l.mu.Unlock()
-		revision, err := l.write(ctx, l.me, expected)
+		expected := l.before(until)
+		revision, err := l.write(ctx, l.me, expected, life)
 		if err == nil {
-			if !l.confirm(revision, deadlineAfter(sent, l.cfg.TTL)) {
+			if !l.confirm(revision, until) {
 				return
 			}
-			if troubled {
-				l.cfg.Log.Info().Msg("the lease can be renewed again")
-			}
-			wait, troubled, unconfirmed = l.cfg.TTL/renewals, false, time.Time{}
+			// Counted from the sending, since the answer may have taken longer than that.
+			wait, unconfirmed = max(life/renewals-time.Since(sent), l.cfg.TTL/looks), deadline{}
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if !troubled {
-			troubled = true
-			l.cfg.Log.Warn().Err(err).Msg("the lease cannot be renewed now; keeping it as long as it lasts")
+		text := err.Error()
+		if stream.Away(err) {
+			text = away
+		}
+		if _, news := l.cfg.Trouble.Set("renewal", text); news {
+			unsure(l.cfg.Log, err, "the lease cannot be renewed now; keeping it as long as it lasts")
 		}
 		wait = l.cfg.TTL / looks
 		if kindOf(err) != stream.Refused {
 			continue
 		}
-		// Somebody changed the key: another instance, or we ourselves by a renewal whose answer was lost, or its expiry.
+		// Somebody changed the key: another instance, or we ourselves by a renewal whose
+		// answer was lost, or its expiry.
 		now, err := l.read(ctx)
 		if err != nil {
 			continue
@@ -349,19 +428,33 @@ func (l *Lease) renew(ctx context.Context) {
 			l.lose(fmt.Sprintf("%s on %s holds it", now.holder.Writer, now.holder.Host))
 			return
 		}
-		wait = 0
 		if now.holder != nil && now.revision > expected {
-			// One of our renewals was done and its answer lost, at the earliest the first of them.
-			if !l.confirm(now.revision, deadlineAfter(unconfirmed, l.cfg.TTL)) {
+			// One of our renewals was done and its answer lost, at the earliest the first
+			// of them.
+			if !l.confirm(now.revision, unconfirmed) {
 				return
 			}
-			unconfirmed = time.Time{}
+			unconfirmed = deadline{}
 			continue
 		}
 		l.mu.Lock()
 		l.revision = now.revision
 		l.mu.Unlock()
 	}
+}
+
+// before takes note that a renewal is about to leave which makes the key live until then,
+// and returns the revision that it follows. The way may have become shorter, and the life
+// with it: then the key may end before the deadline that we have, whether we hear of it
+// or not.
+func (l *Lease) before(until deadline) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if until.mono.Before(l.deadline.mono) && l.ctx.Err() == nil {
+		l.deadline = until
+		l.expiry.Reset(time.Until(until.mono))
+	}
+	return l.revision
 }
 
 // confirm takes note of a renewal; false if the lease was lost before it was confirmed.
@@ -373,5 +466,8 @@ func (l *Lease) confirm(revision uint64, d deadline) bool {
 	}
 	l.revision, l.deadline = revision, d
 	l.expiry.Reset(time.Until(d.mono))
+	if _, set := l.cfg.Trouble.Clear(); set {
+		logevent.LeaseRenewed.Info(l.cfg.Log).Msg("the lease can be renewed again")
+	}
 	return true
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zulip-nats/health"
 	"zulip-nats/lease"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
@@ -30,17 +31,20 @@ func TestMain(m *testing.M) {
 	if url := os.Getenv("LEASE_TEST_URL"); url != "" {
 		holdUntilKilled(url)
 	}
+	natstest.Parallel(8)
 	os.Exit(m.Run())
 }
 
-// holdUntilKilled is another instance, in a process of its own: it acquires the lease and says so, and then answers each line on its
-// standard input with whether it still holds it.
+// holdUntilKilled is another instance, in a process of its own: it acquires the lease and
+// says so, and then answers each line on its standard input with whether it still holds
+// it.
 func holdUntilKilled(url string) {
 	nc, err := stream.Connect(context.Background(), stream.ConnectConfig{URL: url})
 	if err == nil {
 		ttl, _ := time.ParseDuration(os.Getenv("LEASE_TEST_TTL"))
 		var l *lease.Lease
-		if l, err = lease.Acquire(context.Background(), lease.Config{Conn: nc, Realm: "acme", Writer: "child", TTL: ttl}); err == nil {
+		if l, err = lease.Acquire(context.Background(),
+			lease.Config{Conn: nc, Realm: "acme", Writer: "child", TTL: ttl}); err == nil {
 			fmt.Println("acquired")
 			for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 				fmt.Println("held", l.Held())
@@ -102,7 +106,7 @@ func (c *child) held(t *testing.T) string {
 	return c.line(t)
 }
 
-func connect(t *testing.T, url string) *nats.Conn {
+func connect(t *testing.T, url string) *stream.Conn {
 	t.Helper()
 	nc, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: url})
 	if err != nil {
@@ -120,7 +124,7 @@ func config(t *testing.T, url, writer string, ttl time.Duration) lease.Config {
 
 func acquire(t *testing.T, cfg lease.Config) *lease.Lease {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	l, err := lease.Acquire(ctx, cfg)
 	if err != nil {
@@ -140,7 +144,7 @@ func acquireLater(t *testing.T, cfg lease.Config) waiting {
 	t.Helper()
 	w := waiting{make(chan lease.Holder, 10), make(chan *lease.Lease, 1)}
 	cfg.Standby = func(h lease.Holder) { w.standby <- h }
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	var running sync.WaitGroup
 	running.Go(func() {
 		l, err := lease.Acquire(ctx, cfg)
@@ -176,6 +180,32 @@ func key(t *testing.T, js jetstream.JetStream) (*jetstream.RawStreamMsg, jetstre
 	return m, s
 }
 
+// Who stands by says again and again that it is alive, for as long as it waits.
+func TestPulse(t *testing.T) {
+	t.Parallel()
+	url := natstest.Start(t).URL
+	acquire(t, config(t, url, "one", 0))
+	var p health.Pulse
+	ctx, cancel := context.WithCancel(health.WithPulse(t.Context(), &p))
+	two, ended := config(t, url, "two", 0), make(chan error, 1)
+	go func() {
+		_, err := lease.Acquire(ctx, two)
+		ended <- err
+	}()
+	for range 3 {
+		health.Waits(ctx, -time.Hour)
+		for end := time.Now().Add(2 * time.Minute); p.Late() > time.Minute; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("who stands by gives no sign of life")
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestHandOver(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
@@ -186,7 +216,8 @@ func TestHandOver(t *testing.T) {
 	}
 	second := acquireLater(t, config(t, srv.URL, "two", 3*time.Second))
 	holder := <-second.standby
-	if holder.Writer != "one" || holder.PID != os.Getpid() || holder.Host == "" || time.Since(holder.Since) > time.Minute {
+	if holder.Writer != "one" || holder.PID != os.Getpid() || holder.Host == "" ||
+		time.Since(holder.Since) > time.Minute {
 		t.Errorf("the one who stands by hears of %+v", holder)
 	}
 
@@ -234,6 +265,36 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
+// A lease that is lost because NATS is away says so, and nobody else is blamed.
+func TestLostWithNATS(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t)
+	l := acquire(t, config(t, srv.URL, "one", 2*time.Second))
+	srv.Stop()
+	<-l.Context().Done()
+	if cause := context.Cause(l.Context()); !errors.Is(cause, lease.ErrLost) ||
+		!strings.Contains(cause.Error(), "NATS was away") {
+		t.Errorf("the cause is %v", cause)
+	}
+}
+
+// The key of a lease that was lost may outlive it. Then it is waited for, and not taken
+// for another instance.
+func TestOwnLeaseFromBefore(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t)
+	proxy := natstest.NewProxy(t, srv.URL)
+	first := acquire(t, config(t, proxy.URL, "one", 2*time.Second))
+	again := acquireLater(t, config(t, srv.URL, "one", 2*time.Second))
+	proxy.OnPublish(func(natstest.Publish) natstest.Fate { return natstest.Lose })
+	if l := again.lease(t); !l.Held() || first.Held() {
+		t.Error("it is not had again")
+	}
+	if len(again.standby) > 0 {
+		t.Errorf("it stood by for %+v", <-again.standby)
+	}
+}
+
 // The holder is cut off. It stops believing in itself before anybody else has the lease.
 func TestCutOff(t *testing.T) {
 	t.Parallel()
@@ -256,7 +317,8 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
-// A renewal whose answer is lost was done all the same; so was one that timed out for some other reason. The holder stays the holder.
+// A renewal whose answer is lost was done all the same; so was one that timed out for
+// some other reason. The holder stays the holder.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
@@ -310,7 +372,8 @@ func TestTakenByForce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Put(t.Context(), "acme.lease", []byte(`{"writer":"usurper","host":"elsewhere","id":"x"}`)); err != nil {
+	if _, err := kv.Put(t.Context(), "acme.lease",
+		[]byte(`{"writer":"usurper","host":"elsewhere","id":"x"}`)); err != nil {
 		t.Fatal(err)
 	}
 	<-l.Context().Done()
@@ -320,7 +383,8 @@ func TestTakenByForce(t *testing.T) {
 	}
 }
 
-// Somebody deletes the key, or the whole bucket, under the holder: as long as nobody else takes it, it stays ours.
+// Somebody deletes the key, or the whole bucket, under the holder: as long as nobody else
+// takes it, it stays ours.
 func TestKeyDeleted(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
@@ -351,7 +415,8 @@ func TestKeyDeleted(t *testing.T) {
 	}
 }
 
-// A process that was stopped for longer than the lease lives must know better as soon as it goes on.
+// A process that was stopped for longer than the lease lives must know better as soon as
+// it goes on.
 func TestPausedHolder(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
@@ -359,9 +424,7 @@ func TestPausedHolder(t *testing.T) {
 	if got := c.held(t); got != "held true" {
 		t.Fatalf("the child says %q", got)
 	}
-	if err := c.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	natstest.Suspend(c.cmd.Process)
 	l := acquire(t, config(t, srv.URL, "two", 2*time.Second))
 	// The question waits in the pipe, so it is the first thing that the child sees.
 	if _, err := io.WriteString(c.in, "?\n"); err != nil {
@@ -378,8 +441,8 @@ func TestPausedHolder(t *testing.T) {
 	}
 }
 
-// A process of this machine that was killed is seen to be dead, also while its parent has not asked how it ended. The lease lives for
-// hours, so nobody waits for its end here.
+// A process of this machine that was killed is seen to be dead, also while its parent has
+// not asked how it ended. The lease lives for hours, so nobody waits for its end here.
 func TestDeadHolderOnTheSameMachine(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/proc/self/ns/pid"); err != nil {
@@ -416,7 +479,7 @@ func TestOneAtATime(t *testing.T) {
 	holders := make(map[*lease.Lease]bool)
 	rounds := 0
 	var contending sync.WaitGroup
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for i := range 4 {
 		cfg := config(t, srv.URL, fmt.Sprint("writer ", i), time.Second)
@@ -429,7 +492,8 @@ func TestOneAtATime(t *testing.T) {
 				}
 				mu.Lock()
 				for other := range holders {
-					// The other is asked first: what we still hold after that, we held at that moment.
+					// The other is asked first: what we still hold after that, we held at
+					// that moment.
 					if other.Held() && l.Held() {
 						t.Error("two hold the lease")
 					}
@@ -467,9 +531,10 @@ func TestUnsupported(t *testing.T) {
 		options func(*server.Options)
 		word    string
 	}{
-		"no right to write":   {deny("$KV.>"), "$KV.zulip_bridge.acme.lease"},
-		"no right to make":    {deny("$JS.API.STREAM.CREATE.>"), "$JS.API.STREAM.CREATE.KV_zulip_bridge"},
-		"no right to read":    {deny("$JS.API.DIRECT.GET.>", "$JS.API.STREAM.MSG.GET.>"), "$JS.API.STREAM.MSG.GET.KV_zulip_bridge"},
+		"no right to write": {deny("$KV.>"), "$KV.zulip_bridge.acme.lease"},
+		"no right to make":  {deny("$JS.API.STREAM.CREATE.>"), "$JS.API.STREAM.CREATE.KV_zulip_bridge"},
+		"no right to read": {deny("$JS.API.DIRECT.GET.>", "$JS.API.STREAM.MSG.GET.>"),
+			"$JS.API.STREAM.MSG.GET.KV_zulip_bridge"},
 		"no JetStream rights": {deny("$JS.API.>", "$KV.>"), "may not publish"},
 		"account without JetStream": {func(o *server.Options) {
 			plain := server.NewAccount("PLAIN")
@@ -480,7 +545,7 @@ func TestUnsupported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := natstest.Start(t, test.options)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			_, err := lease.Acquire(ctx, config(t, srv.URL, "one", 4*time.Second))
 			if _, ok := errors.AsType[*lease.UnsupportedError](err); !ok || !strings.Contains(err.Error(), test.word) {
@@ -490,15 +555,18 @@ func TestUnsupported(t *testing.T) {
 	}
 	t.Run("bucket without TTL", func(t *testing.T) {
 		srv := natstest.Start(t)
-		if _, err := srv.JetStream().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "zulip_bridge"}); err != nil {
+		if _, err := srv.JetStream().CreateKeyValue(t.Context(),
+			jetstream.KeyValueConfig{Bucket: "zulip_bridge"}); err != nil {
 			t.Fatal(err)
 		}
 		_, err := lease.Acquire(t.Context(), config(t, srv.URL, "one", 4*time.Second))
-		if _, ok := errors.AsType[*lease.UnsupportedError](err); !ok || !strings.Contains(err.Error(), "allow_msg_ttl") {
+		if _, ok := errors.AsType[*lease.UnsupportedError](err); !ok ||
+			!strings.Contains(err.Error(), "allow_msg_ttl") {
 			t.Errorf("got %v", err)
 		}
 	})
-	// What is allowed is enough: no direct gets, but reads from the leader, and the other way round; and a bucket made by an operator.
+	// What is allowed is enough: no direct gets, but reads from the leader, and the other
+	// way round; and a bucket made by an operator.
 	for name, denied := range map[string][]string{
 		"leader reads":   {"$JS.API.DIRECT.GET.>", "$JS.API.STREAM.INFO.>"},
 		"direct reads":   {"$JS.API.STREAM.MSG.GET.>", "$JS.API.STREAM.CREATE.>", "$JS.API.INFO", "$JS.API.CONSUMER.>"},
@@ -547,13 +615,291 @@ func TestNATSAway(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	cfg := config(t, srv.URL, "one", 2*time.Second)
+	cfg.Trouble = &health.Condition{}
 	srv.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	if _, err := lease.Acquire(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
+	if _, set := cfg.Trouble.State(); !set {
+		t.Error("nothing says that the lease cannot be asked for")
+	}
 	w := acquireLater(t, cfg)
 	srv.Restart()
 	w.lease(t)
+	if s, set := cfg.Trouble.State(); set {
+		t.Errorf("the lease was had, and its trouble is %q", s.Text)
+	}
+}
+
+// script answers in place of JetStream on a server that has none: for what a real one
+// cannot be made to say.
+type script struct {
+	url string
+
+	mu     sync.Mutex
+	writes []*nats.Msg // of the key, in order
+}
+
+// startScript starts it. What write and read return is sent; nil is no answer.
+func startScript(t *testing.T, write func(n int, m *nats.Msg) *nats.Msg, read func(*nats.Msg) *nats.Msg) *script {
+	t.Helper()
+	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
+	s := &script{url: srv.URL}
+	nc := srv.Conn()
+	answer := func(m, with *nats.Msg) {
+		if with != nil {
+			if err := m.RespondMsg(with); err != nil && !nc.IsClosed() {
+				t.Error(err)
+			}
+		}
+	}
+	subscribe := func(subject string, f func(*nats.Msg) *nats.Msg) {
+		if _, err := nc.Subscribe(subject, func(m *nats.Msg) { answer(m, f(m)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	subscribe("$JS.API.STREAM.INFO.KV_zulip_bridge", func(*nats.Msg) *nats.Msg {
+		return &nats.Msg{Data: []byte(`{"config":{"allow_msg_ttl":true}}`)}
+	})
+	subscribe("$JS.API.DIRECT.GET.KV_zulip_bridge.>", read)
+	subscribe("$KV.zulip_bridge.acme.lease", func(m *nats.Msg) *nats.Msg {
+		s.mu.Lock()
+		s.writes = append(s.writes, m)
+		n := len(s.writes)
+		s.mu.Unlock()
+		return write(n, m)
+	})
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *script) written() []*nats.Msg {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*nats.Msg(nil), s.writes...)
+}
+
+func ack(seq int) *nats.Msg {
+	return &nats.Msg{Data: fmt.Appendf(nil, `{"stream":"KV_zulip_bridge","seq":%d}`, seq)}
+}
+
+// refusal is the server's word for an expectation that is not met.
+func refusal() *nats.Msg {
+	return &nats.Msg{Data: []byte(`{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 9"}}`)}
+}
+
+// absent is a direct get's word for a key that is not there.
+func absent() *nats.Msg { return &nats.Msg{Header: nats.Header{"Status": {"404"}}} }
+
+// stored is a direct get's answer.
+func stored(seq int, data []byte) *nats.Msg {
+	return &nats.Msg{Header: nats.Header{"Nats-Sequence": {fmt.Sprint(seq)}}, Data: data}
+}
+
+// Each renewal is refused, and each read is answered by a replica that lags behind and
+// shows what the holder knows. The pauses between the renewals are counted, not their
+// speed: a slow machine makes fewer.
+func TestLaggingReplica(t *testing.T) {
+	t.Parallel()
+	var own atomic.Pointer[nats.Msg]
+	s := startScript(t, func(n int, m *nats.Msg) *nats.Msg {
+		if n == 1 {
+			own.Store(m)
+			return ack(7)
+		}
+		return refusal()
+	}, func(*nats.Msg) *nats.Msg {
+		if m := own.Load(); m != nil {
+			return stored(7, m.Data)
+		}
+		return absent()
+	})
+	const ttl = 3 * time.Second
+	start := time.Now()
+	l := acquire(t, config(t, s.url, "one", ttl))
+	<-l.Context().Done()
+	lasted := time.Since(start)
+	if lasted < ttl-100*time.Millisecond {
+		t.Errorf("a holder that is not told of another gave up after %v: %v", lasted, context.Cause(l.Context()))
+	}
+	if most, writes := 2+int(lasted/(ttl/10)), len(s.written()); writes < 3 || writes > most {
+		t.Errorf("%d writes in %v, want 3 to %d", writes, lasted, most)
+	}
+}
+
+// Who stands by and is refused each time, since a replica says that nobody holds the key,
+// asks no faster than anybody else.
+func TestRefusedStandby(t *testing.T) {
+	t.Parallel()
+	s := startScript(t, func(int, *nats.Msg) *nats.Msg { return refusal() },
+		func(*nats.Msg) *nats.Msg { return absent() })
+	const ttl = time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), ttl)
+	defer cancel()
+	start := time.Now()
+	if _, err := lease.Acquire(ctx, config(t, s.url, "one", ttl)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if most, writes := 2+int(time.Since(start)/(ttl/10)), len(s.written()); writes < 2 || writes > most {
+		t.Errorf("%d writes, want 2 to %d", writes, most)
+	}
+}
+
+// NATS is so far away that a lease of the time that was chosen would be over before its
+// first renewal is answered.
+func TestFarAway(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t)
+	proxy := natstest.NewProxy(t, srv.URL)
+	proxy.Delay(500 * time.Millisecond)
+	l := acquire(t, config(t, proxy.URL, "one", time.Second))
+	js := srv.JetStream()
+	m, _ := key(t, js)
+	for seen := m.Sequence; m.Sequence < seen+4; m, _ = key(t, js) {
+		// The key lives for four round trips, which last a second each.
+		if life, err := time.ParseDuration(m.Header.Get("Nats-TTL")); err != nil ||
+			life < 4*time.Second && m.Sequence > seen {
+			t.Fatalf("the key lives for %q", m.Header.Get("Nats-TTL"))
+		}
+		if !l.Held() {
+			t.Fatalf("lost: %v", context.Cause(l.Context()))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	second := acquireLater(t, config(t, srv.URL, "two", time.Second))
+	<-second.standby
+	if err := l.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+	second.lease(t)
+}
+
+// nats-server before 2.11 makes the bucket and passes over the life of keys, so a lease
+// would never end.
+func TestOldServer(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
+	nc := srv.Conn()
+	for subject, answer := range map[string]string{
+		"$JS.API.STREAM.INFO.KV_zulip_bridge":   `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`,
+		"$JS.API.STREAM.CREATE.KV_zulip_bridge": `{"config":{"name":"KV_zulip_bridge","max_msgs_per_subject":1}}`,
+	} {
+		if _, err := nc.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond([]byte(answer)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := lease.Acquire(t.Context(), config(t, srv.URL, "one", 4*time.Second))
+	if _, ok := errors.AsType[*lease.UnsupportedError](err); !ok || !strings.Contains(err.Error(), "nats-server 2.11") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// heldBy is the value of a key that somebody else holds.
+var heldBy = []byte(`{"writer":"two","host":"elsewhere","id":"x"}`)
+
+// A replica that lags behind shows who had the lease before. That is no reason to give it
+// up.
+func TestLaggingReplicaShowsThePreviousHolder(t *testing.T) {
+	t.Parallel()
+	var had atomic.Bool
+	s := startScript(t, func(n int, _ *nats.Msg) *nats.Msg {
+		if n == 1 {
+			had.Store(true)
+			return ack(7)
+		}
+		return refusal()
+	}, func(*nats.Msg) *nats.Msg {
+		if had.Load() {
+			return stored(3, heldBy)
+		}
+		return absent()
+	})
+	l := acquire(t, config(t, s.url, "one", 2*time.Second))
+	<-l.Context().Done()
+	if cause := context.Cause(l.Context()); !strings.Contains(cause.Error(), "could not be renewed in time") {
+		t.Errorf("the cause is %v", cause)
+	}
+	for i, m := range s.written()[1:] {
+		if got := m.Header.Get("Nats-Expected-Last-Subject-Sequence"); got != "7" {
+			t.Errorf("renewal %d expects %s", i, got)
+		}
+	}
+}
+
+// A renewal was done and its answer lost; the next one finds that out. The life of the
+// key counts from the first of the two.
+func TestLateConfirmationCountsFromTheSending(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	var own atomic.Pointer[nats.Msg]
+	var second atomic.Pointer[time.Time]
+	s := startScript(t, func(n int, m *nats.Msg) *nats.Msg {
+		switch n {
+		case 1:
+			own.Store(m)
+			return ack(7)
+		case 2:
+			now := time.Now()
+			second.Store(&now)
+			return &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`)}
+		}
+		return refusal()
+	}, func(*nats.Msg) *nats.Msg {
+		switch {
+		case own.Load() == nil:
+			return absent()
+		case second.Load() == nil:
+			return stored(7, own.Load().Data)
+		}
+		return stored(8, own.Load().Data)
+	})
+	l := acquire(t, config(t, s.url, "one", ttl))
+	<-l.Context().Done()
+	if limit := second.Load().Add(ttl); l.Deadline().After(limit) {
+		t.Errorf("the deadline is %v behind the end of the key", l.Deadline().Sub(limit))
+	}
+}
+
+// What is released is our own: the lease that another took meanwhile stays.
+func TestReleaseOfAnothersLease(t *testing.T) {
+	t.Parallel()
+	var taken atomic.Bool
+	s := startScript(t, func(_ int, m *nats.Msg) *nats.Msg {
+		if m.Header.Get("KV-Operation") == "" {
+			return ack(7)
+		}
+		if m.Header.Get("Nats-Expected-Last-Subject-Sequence") == "9" {
+			return ack(10) // it is gone
+		}
+		return refusal()
+	}, func(*nats.Msg) *nats.Msg {
+		if taken.Load() {
+			return stored(9, heldBy)
+		}
+		return absent()
+	})
+	l := acquire(t, config(t, s.url, "one", time.Minute))
+	taken.Store(true)
+	if err := l.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+	deletes := 0
+	for _, m := range s.written() {
+		if m.Header.Get("KV-Operation") == "DEL" {
+			deletes++
+			if got := m.Header.Get("Nats-Expected-Last-Subject-Sequence"); got != "7" {
+				t.Errorf("a mark of deletion expects %s, which is another's", got)
+			}
+		}
+	}
+	if deletes != 1 {
+		t.Errorf("%d marks of deletion", deletes)
+	}
 }

@@ -1,17 +1,20 @@
 package lease
 
-// process says which process of which machine holds a lease, so that another one on the same machine can see that it is gone, and need
-// not wait for the key to expire. All of it is empty where the system does not tell.
+// process says which process of which machine holds a lease, so that another one on the
+// same machine can see that it is gone, and need not wait for the key to expire. All of
+// it is empty where the system does not tell.
 type process struct {
 	// Boot is the machine's boot id: the same only on one machine, until it starts anew.
 	Boot string `json:"boot,omitempty"`
 	// Namespace is the PID namespace, without which a PID says nothing.
 	Namespace string `json:"pid_namespace,omitempty"`
-	// Start is when the process was started, in the kernel's ticks. Another process with its PID has another.
+	// Start is when the process was started, in the kernel's ticks. Another process with
+	// its PID has another.
 	Start string `json:"start,omitempty"`
 }
 
-// isDead is true if the holder was a process of this machine that is no more. False means nothing: it may be anywhere.
+// isDead is true if the holder was a process of this machine that is no more. False means
+// nothing: it may be anywhere.
 func (h *Holder) isDead() bool {
 	us := thisProcess()
 	if us.Boot == "" || us.Namespace == "" || h.Start == "" || h.Boot != us.Boot || h.Namespace != us.Namespace {

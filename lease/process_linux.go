@@ -25,7 +25,8 @@ var thisProcess = sync.OnceValue(func() process {
 	return process{Boot: strings.TrimSpace(string(boot)), Namespace: namespace, Start: start}
 })
 
-// statOf reads a process's start time and state (proc(5), /proc/pid/stat, fields 22 and 3).
+// statOf reads a process's start time and state (proc(5), /proc/pid/stat, fields 22 and
+// 3).
 func statOf(pid int) (start, state string, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

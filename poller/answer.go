@@ -3,7 +3,6 @@ package poller
 import (
 	"bytes"
 	"cmp"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -11,28 +10,34 @@ import (
 	"hash"
 	"io"
 	"time"
+
+	"zulip-nats/health"
 )
 
 const (
 	// maxBatch bounds the events of one batch.
 	maxBatch = 1000
-	// firstWindow is the size of the buffer that an answer is read into at first, maxWindow what it may grow to in order to gather
-	// more events in a batch (design, section 3, allows 8 MiB; two are as fast and leave more room to others). Only a single event
-	// larger than that makes it grow further.
+	// firstWindow is the size of the buffer that an answer is read into at first,
+	// maxWindow what it may grow to in order to gather more events in a batch (design,
+	// section 3, allows 8 MiB; two are as fast and leave more room to others). Only a
+	// single event larger than that makes it grow further.
 	firstWindow, maxWindow = 64 << 10, 2 << 20
-	// MaxEvent is the size up to which an event is kept whole, unless [Client.MaxEvent] says otherwise.
-	MaxEvent = 64 << 20
+	// maxEvent is the size up to which an event is kept whole, unless Client.maxEvent
+	// says otherwise.
+	maxEvent = 64 << 20
 	// cutEvent is how much is kept of an event that is larger than that.
 	cutEvent = 1 << 20
-	// linger is how long an event that is here waits for others that are still on their way.
+	// linger is how long an event that is here waits for others that are still on their
+	// way.
 	linger = time.Second
 	// maxField bounds what is kept of a plain member of an answer, msg say.
 	maxField = 4 << 10
 )
 
-// Answer is the answer to one poll while it is being read. The events come out of it in batches, so that an answer of any size
-// takes the memory of a window. It is for one goroutine.
-type Answer struct {
+// answer is the answer to one poll while it is being read. The events come out of it in
+// batches, so that an answer of any size takes the memory of a window. It is for one
+// goroutine.
+type answer struct {
 	at       Position  // polled with
 	sent     time.Time // when it was asked for
 	came     time.Time // when it began
@@ -46,7 +51,8 @@ type Answer struct {
 	cancel context.CancelCauseFunc
 	eof    error // what ended the bytes: io.EOF or worse
 
-	// The window: buf[pos:end] is still to be parsed; buf[first:pos] is the element being read, if any.
+	// The window: buf[pos:end] is still to be parsed; buf[first:pos] is the element being
+	// read, if any.
 	buf             []byte
 	first, pos, end int
 
@@ -103,9 +109,10 @@ type list struct {
 	each func(raw []byte, s *scanner, fault string) error
 }
 
-// newAnswer takes over the body of a 200. Close must be called; it calls cancel, which must make a read of the body fail.
-func newAnswer(body io.ReadCloser, gzipped bool, cancel context.CancelCauseFunc) *Answer {
-	a := &Answer{cancel: cancel, list: list{key: "events"}}
+// newAnswer takes over the body of a 200. Close must be called; it calls cancel, which
+// must make a read of the body fail.
+func newAnswer(body io.ReadCloser, gzipped bool, cancel context.CancelCauseFunc) *answer {
+	a := &answer{cancel: cancel, list: list{key: "events"}}
 	a.pump = startPump(body, gzipped)
 	a.silence, a.lingering = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	a.silence.Stop()
@@ -113,13 +120,15 @@ func newAnswer(body io.ReadCloser, gzipped bool, cancel context.CancelCauseFunc)
 	return a
 }
 
-// Close ends the connection if the answer was not read to its end, and waits until nothing of it is left running.
-func (a *Answer) Close() {
+// Close ends the connection if the answer was not read to its end, and waits until
+// nothing of it is left running.
+func (a *answer) Close() {
 	if a.pump == nil {
 		return
 	}
 	if a.done && a.eof == nil {
-		// Read to its very end the body's connection serves again. It is a matter of bytes that are here already, else of no matter.
+		// Read to its very end the body's connection serves again. It is a matter of
+		// bytes that are here already, else of no matter.
 		end := time.NewTimer(linger)
 		for range 4 {
 			if _, err := a.pump.read(context.Background(), make([]byte, 512), nil, end.C); err != nil {
@@ -135,10 +144,11 @@ func (a *Answer) Close() {
 
 var errClosed = errors.New("the answer was closed")
 
-// Next returns the next events, at most a batch of them. It waits for a whole batch, or the answer's end, but not longer than about a
-// second once there is one event. At the end of the answer the batch may be empty and a.done is set. An error is the context's, or a
-// *trouble: the answer was cut short, fell silent, or is none.
-func (a *Answer) Next(ctx context.Context) (*Batch, error) {
+// Next returns the next events, at most a batch of them. It waits for a whole batch, or
+// the answer's end, but not longer than about a second once there is one event. At the
+// end of the answer the batch may be empty and a.done is set. An error is the context's,
+// or a *trouble: the answer was cut short, fell silent, or is none.
+func (a *answer) Next(ctx context.Context) (*Batch, error) {
 	a.batch = Batch{Events: a.batch.Events[:0], More: true}
 	a.bytes = 0
 	if a.err != nil {
@@ -151,11 +161,13 @@ func (a *Answer) Next(ctx context.Context) (*Batch, error) {
 	for {
 		a.parse()
 		if a.result != "" && a.result != "success" {
-			// Said before or after the events: in either case they are not to be believed, as far as they are not out already. The answer
-			// is read on, for the msg.
+			// Said before or after the events: in either case they are not to be
+			// believed, as far as they are not out already. The answer is read on, for
+			// the msg.
 			a.batch.Events, a.bytes = a.batch.Events[:0], 0
 			if a.done || a.err != nil {
-				a.err = &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(a.result), a.asked, quote(a.scrub(a.msg)))}
+				a.err = &transientError{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(a.result), a.asked,
+					quote(a.scrub(a.msg)))}
 			}
 		}
 		switch {
@@ -175,6 +187,7 @@ func (a *Answer) Next(ctx context.Context) (*Batch, error) {
 		if a.pos < a.end {
 			continue
 		}
+		health.Waits(ctx, a.patience)
 		n, err := a.pump.read(ctx, a.buf[a.end:], a.silence.C, a.lingering.C)
 		switch err {
 		case errLinger:
@@ -183,7 +196,8 @@ func (a *Answer) Next(ctx context.Context) (*Batch, error) {
 			return nil, ctx.Err()
 		case errSilent:
 			a.cancel(err)
-			a.err = &trouble{text: fmt.Sprintf("Zulip fell silent in the middle of its answer to %s: nothing for %v", a.asked, a.patience)}
+			a.err = &transientError{text: fmt.Sprintf("Zulip fell silent in the middle of its answer to %s: nothing for %v",
+				a.asked, a.patience)}
 			continue
 		}
 		a.end += n
@@ -195,11 +209,11 @@ func (a *Answer) Next(ctx context.Context) (*Batch, error) {
 }
 
 // full reports whether the batch is.
-func (a *Answer) full() bool { return len(a.batch.Events) >= maxBatch || a.bytes >= maxWindow }
+func (a *answer) full() bool { return len(a.batch.Events) >= maxBatch || a.bytes >= maxWindow }
 
-// makeRoom sees to it that something can be read into the window, and reports whether it can. It cannot while events of the batch
-// lie in the window and fill it.
-func (a *Answer) makeRoom() bool {
+// makeRoom sees to it that something can be read into the window, and reports whether it
+// can. It cannot while events of the batch lie in the window and fill it.
+func (a *answer) makeRoom() bool {
 	if len(a.buf)-a.end >= 4<<10 || a.pump.reading {
 		return true
 	}
@@ -214,7 +228,8 @@ func (a *Answer) makeRoom() bool {
 		a.cut.swallow(a)
 		return true
 	case keep > 0:
-		// Room is made once per batch, here: the batch before is no longer valid. An answer that filled its window gets a larger one.
+		// Room is made once per batch, here: the batch before is no longer valid. An
+		// answer that filled its window gets a larger one.
 		into := a.buf
 		if held := a.end - keep; len(a.buf) < maxWindow || len(a.buf) > maxWindow && held < maxWindow/2 {
 			into = make([]byte, min(2*len(a.buf), maxWindow))
@@ -246,12 +261,13 @@ func (a *Answer) makeRoom() bool {
 	return true
 }
 
-func (a *Answer) inElement() bool {
+func (a *answer) inElement() bool {
 	return a.place >= placeInElement && a.place <= placeHeldComma
 }
 
-// parse takes what is in the window, until it is used up, the batch is full, or the answer has ended one way or the other.
-func (a *Answer) parse() {
+// parse takes what is in the window, until it is used up, the batch is full, or the
+// answer has ended one way or the other.
+func (a *answer) parse() {
 	for !a.done && a.err == nil {
 		if a.full() {
 			return
@@ -305,7 +321,7 @@ func (a *Answer) parse() {
 }
 
 // punctuation takes one byte between the parts of the outer object.
-func (a *Answer) punctuation(c byte) {
+func (a *answer) punctuation(c byte) {
 	a.pos++
 	switch {
 	case a.place == placeStart && c == '{':
@@ -348,7 +364,8 @@ func (a *Answer) punctuation(c byte) {
 		a.place = placeElementNext
 		a.element(a.bad.fault)
 	case a.place == placeHeldComma:
-		// A bracket or quote too many may have made one element of several, up to the end of the list and the next key.
+		// A bracket or quote too many may have made one element of several, up to the end
+		// of the list and the next key.
 		a.place = placeLost
 	case (a.place == placeFirstElement || a.place == placeElementNext) && c == ']':
 		a.place = placeNext
@@ -359,7 +376,8 @@ func (a *Answer) punctuation(c byte) {
 		a.begin()
 		a.place = placeInElement
 	case a.place == placeElementNext:
-		// Something stands between the end of an event and the comma: an element by itself, which is no JSON.
+		// Something stands between the end of an event and the comma: an element by
+		// itself, which is no JSON.
 		a.pos--
 		a.begin()
 		a.bad = lenient{fault: fmt.Sprintf("no JSON: %q behind an event", c)}
@@ -369,20 +387,20 @@ func (a *Answer) punctuation(c byte) {
 		if c == '<' {
 			kind = "HTML"
 		}
-		a.err = &trouble{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kind, a.asked)}
+		a.err = &transientError{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kind, a.asked)}
 	default:
 		a.err = a.broken(fmt.Sprintf("%q where JSON does not allow it", c))
 	}
 }
 
 // begin begins an element at a.pos.
-func (a *Answer) begin() {
+func (a *answer) begin() {
 	a.first = a.pos
 	a.scan.reset()
 }
 
 // member reads a key or a plain value of the outer object.
-func (a *Answer) member() {
+func (a *answer) member() {
 	n, err := a.scan.scan(a.buf[a.pos:a.end])
 	a.pos += n
 	if err != nil {
@@ -417,7 +435,7 @@ func (a *Answer) member() {
 }
 
 // complete is called when the outer object has ended.
-func (a *Answer) complete() {
+func (a *answer) complete() {
 	switch {
 	case a.result == "":
 		a.err = a.broken("it has no result")
@@ -429,7 +447,7 @@ func (a *Answer) complete() {
 }
 
 // finish is called when no more bytes will come and the outer object has not ended.
-func (a *Answer) finish() {
+func (a *answer) finish() {
 	switch {
 	case a.eof != io.EOF:
 		// What is broken and cut besides is best asked for again.
@@ -447,12 +465,12 @@ func (a *Answer) finish() {
 	}
 }
 
-func (a *Answer) broken(why string) error {
-	return &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %s", a.asked, why)}
+func (a *answer) broken(why string) error {
+	return &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %s", a.asked, why)}
 }
 
 // size is how many bytes of the element being read have been parsed.
-func (a *Answer) size() int64 {
+func (a *answer) size() int64 {
 	if a.cut != nil {
 		return a.cut.size + int64(a.pos-a.cut.kept)
 	}
@@ -460,7 +478,7 @@ func (a *Answer) size() int64 {
 }
 
 // element is called when the element being read ends at a.pos.
-func (a *Answer) element(fault string) {
+func (a *answer) element(fault string) {
 	a.count++
 	e := Event{Raw: a.buf[a.first:a.pos:a.pos], Fault: fault}
 	if a.cut != nil {
@@ -477,6 +495,9 @@ func (a *Answer) element(fault string) {
 		}
 	}
 	if a.list.each != nil {
+		if fault == "" && e.Size > int64(len(e.Raw)) {
+			fault = fmt.Sprintf("%d bytes are more than what is kept in memory", e.Size)
+		}
 		if err := a.list.each(e.Raw, &a.scan, fault); err != nil {
 			a.err = err
 		}
@@ -485,7 +506,8 @@ func (a *Answer) element(fault string) {
 	s := &a.scan
 	switch {
 	case fault != "":
-		// An id or type read out of bytes that are no JSON would be a guess, and to acknowledge a guess can cost everything unread.
+		// An id or type read out of bytes that are no JSON would be a guess, and to
+		// acknowledge a guess can cost everything unread.
 	case !s.isObject:
 		e.Fault = "no object"
 	default:
@@ -516,11 +538,13 @@ func (a *Answer) element(fault string) {
 	a.bytes += len(e.Raw)
 }
 
-// refind looks for the next event behind one that is no JSON and whose end its brackets do not show: the first place behind a comma
-// where an object begins that is whole and has a type and an id beyond all ids so far, with a comma or the end of the list behind
-// it. If there is one, what stands in front of it is the bad element. Without this, one broken event could keep all that follow it
-// out of reach, since without an id it cannot be acknowledged either. all says that no more bytes will come.
-func (a *Answer) refind(all bool) bool {
+// refind looks for the next event behind one that is no JSON and whose end its brackets
+// do not show: the first place behind a comma where an object begins that is whole and
+// has a type and an id beyond all ids so far, with a comma or the end of the list behind
+// it. If there is one, what stands in front of it is the bad element. Without this, one
+// broken event could keep all that follow it out of reach, since without an id it cannot
+// be acknowledged either. all says that no more bytes will come.
+func (a *answer) refind(all bool) bool {
 	if a.cut != nil {
 		return false
 	}
@@ -556,9 +580,10 @@ func (a *Answer) refind(all bool) bool {
 	return false
 }
 
-// refindEnd looks for the end of the list behind an event that is no JSON, where no other event follows: the last bracket behind which
-// stands what can end the answer. No more bytes will come.
-func (a *Answer) refindEnd() bool {
+// refindEnd looks for the end of the list behind an event that is no JSON, where no other
+// event follows: the last bracket behind which stands what can end the answer. No more
+// bytes will come.
+func (a *answer) refindEnd() bool {
 	if a.cut != nil {
 		return false
 	}
@@ -580,7 +605,8 @@ func (a *Answer) refindEnd() bool {
 	return false
 }
 
-// noEnd is the fault of an element that is JSON by itself, but swallows what stands behind it.
+// noEnd is the fault of an element that is JSON by itself, but swallows what stands
+// behind it.
 const noEnd = "no JSON: it does not end where it should"
 
 // lenient finds the end of an element that is no JSON by its quotes and brackets.
@@ -603,8 +629,9 @@ func (l *lenient) take(s *scanner) {
 	l.escaping = s.state == scanEscape
 }
 
-// scan returns how many bytes of b belong to the element, and what ended it. It uses the levels that the strict scanner has open.
-// any takes every closing bracket for any opening one.
+// scan returns how many bytes of b belong to the element, and what ended it. It uses the
+// levels that the strict scanner has open. any takes every closing bracket for any
+// opening one.
 func (l *lenient) scan(s *scanner, b []byte, any bool) (n int, end lenientEnd) {
 	for i, c := range b {
 		switch {
@@ -639,10 +666,11 @@ type cutting struct {
 }
 
 // kept is how much is kept of an element that is too large.
-func (a *Answer) kept() int { return min(cutEvent, a.limit/2) }
+func (a *answer) kept() int { return min(cutEvent, a.limit/2) }
 
-// startCutting is called when the element fills the window from its start, all of it parsed.
-func startCutting(a *Answer) *cutting {
+// startCutting is called when the element fills the window from its start, all of it
+// parsed.
+func startCutting(a *answer) *cutting {
 	c := &cutting{hash: sha256.New(), kept: a.kept()}
 	c.hash.Write(a.buf[:a.end])
 	c.size = int64(a.end)
@@ -651,7 +679,7 @@ func startCutting(a *Answer) *cutting {
 }
 
 // swallow takes what has been parsed since and frees its room.
-func (c *cutting) swallow(a *Answer) {
+func (c *cutting) swallow(a *answer) {
 	c.hash.Write(a.buf[c.kept:a.pos])
 	c.size += int64(a.pos - c.kept)
 	a.end = c.kept + copy(a.buf[c.kept:], a.buf[a.pos:a.end])
@@ -659,89 +687,8 @@ func (c *cutting) swallow(a *Answer) {
 }
 
 // sum ends the digest at a.pos.
-func (c *cutting) sum(a *Answer) (sum [32]byte) {
+func (c *cutting) sum(a *answer) (sum [32]byte) {
 	c.hash.Write(a.buf[c.kept:a.pos])
 	c.hash.Sum(sum[:0])
 	return sum
-}
-
-// pump reads a body in a goroutine of its own, since a read cannot be given up and taken up again otherwise. It reads when asked to,
-// into the place that it is given, so nothing is copied.
-type pump struct {
-	ask     chan []byte
-	got     chan read
-	body    io.ReadCloser
-	reading bool // a read is under way
-}
-
-type read struct {
-	n   int
-	err error
-}
-
-var (
-	errSilent      = errors.New("silent")
-	errLinger      = errors.New("lingered")
-	errInterrupted = errors.New("interrupted")
-)
-
-func startPump(body io.ReadCloser, gzipped bool) *pump {
-	p := &pump{ask: make(chan []byte), got: make(chan read, 1), body: body}
-	go func() {
-		defer close(p.got)
-		r := io.Reader(body)
-		for into := range p.ask {
-			if gzipped {
-				// The head is read here and not before, since it may be as slow as the rest.
-				z, err := gzip.NewReader(body)
-				if err != nil {
-					p.got <- read{0, unexpected(err)}
-					return
-				}
-				r, gzipped = z, false
-			}
-			n, err := r.Read(into)
-			p.got <- read{n, err}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return p
-}
-
-// unexpected makes an end where gzip's head was due what it is.
-func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// read reads into b, or goes on waiting for the read that is under way. errSilent and errLinger say that one of the timers was first,
-// errInterrupted that ctx has ended; the read is still under way then.
-func (p *pump) read(ctx context.Context, b []byte, silence, linger <-chan time.Time) (int, error) {
-	if !p.reading {
-		p.reading = true
-		p.ask <- b
-	}
-	select {
-	case r := <-p.got:
-		p.reading = false
-		return r.n, r.err
-	case <-linger:
-		return 0, errLinger
-	case <-silence:
-		return 0, errSilent
-	case <-ctx.Done():
-		return 0, errInterrupted
-	}
-}
-
-// stop waits for the goroutine, whose read must have been made to fail or be at its end, and closes the body.
-func (p *pump) stop() {
-	close(p.ask)
-	for range p.got {
-	}
-	p.body.Close()
 }

@@ -27,7 +27,8 @@ func benchBody(n int) []byte {
 	return b.Bytes()
 }
 
-// BenchmarkAnswer decodes an answer of 20,000 events: by us, and as far as the standard library can do the same.
+// BenchmarkAnswer decodes an answer of 20,000 events: by us, and as far as the standard
+// library can do the same.
 func BenchmarkAnswer(b *testing.B) {
 	const n = 20_000
 	body := benchBody(n)
@@ -55,7 +56,7 @@ func BenchmarkAnswer(b *testing.B) {
 	// The scanner by itself.
 	b.Run("scanner", func(b *testing.B) {
 		b.SetBytes(int64(len(body)))
-		s := scanner{words: new(words)}
+		s := scanner{words: new(interned)}
 		for b.Loop() {
 			s.reset()
 			if _, err := s.scan(body); err != nil || s.state != scanDone {
@@ -112,7 +113,8 @@ func BenchmarkAnswer(b *testing.B) {
 
 // BenchmarkLongText decodes events that are mostly text.
 func BenchmarkLongText(b *testing.B) {
-	e := `{"type":"message","message":{"id":1,"content":"` + strings.Repeat("What a long text, it says. ", 400) + `"},"id":%d}`
+	e := `{"type":"message","message":{"id":1,"content":"` + strings.Repeat("What a long text, it says. ",
+		400) + `"},"id":%d}`
 	body := []byte(`{"result":"success","events":[`)
 	for i := range 2000 {
 		body = fmt.Appendf(body, e+",", i)

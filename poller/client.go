@@ -15,47 +15,62 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"zulip-nats/health"
+	"zulip-nats/redact"
 )
 
-// Client speaks Zulip's HTTP API: one request for each call, no retries, no waiting for a rate limit. It is for one goroutine.
+// Client speaks Zulip's HTTP API: one request for each call, no retries, no waiting for a
+// rate limit. It is for one goroutine.
 type Client struct {
-	// Account gives the account. It is called before the first request and again whenever Zulip refuses the key, so a function that
-	// reads the zuliprc lets a rotated key heal without a restart.
+	// Account gives the account. It is called before the first request and again whenever
+	// Zulip refuses the key, so a function that reads the zuliprc lets a rotated key heal
+	// without a restart.
 	Account func() (Account, error)
-	// Transport carries the requests. nil: NewTransport of the account.
+	// Transport carries the requests. nil: newTransport of the account.
 	Transport http.RoundTripper
-	// UserAgent names us to Zulip, which keeps the part before the slash as the client's name: "zulip-nats/1.2.3". It must not contain
-	// "mirror": such clients are sent other events. Empty: "zulip-nats".
+	// UserAgent names us to Zulip, which keeps the part before the slash as the client's
+	// name: "zulip-nats/1.2.3". It must not contain "mirror": such clients are sent other
+	// events. Empty: "zulip-nats".
 	UserAgent string
-	// MaxEvent is the size up to which an event is kept whole, in bytes; 0: [MaxEvent], at least 8 KiB.
-	MaxEvent int
+	// Seen is shown the head of each response: what it says of time, limits and TLS. It
+	// must not touch the body. Nil: nobody looks.
+	Seen func(*http.Response)
+	// maxEvent is the size up to which an event is kept whole, in bytes; 0: maxEvent,
+	// at least 8 KiB.
+	maxEvent int
 
-	account   *Account
+	account   atomic.Pointer[Account] // requests are made with it; nil before the first
 	transport http.RoundTripper
-	words     words
+	answered  bool // somebody is there
+	words     interned
 }
 
 const (
 	connectTimeout = 10 * time.Second
-	// answerTimeout is for everything but polls. Register takes 6 s to fail while Tornado is down.
+	// answerTimeout is for everything but polls. Register takes 6 s to fail while Tornado
+	// is down.
 	answerTimeout = 60 * time.Second
 	mostError     = 64 << 10 // read of the body of an error
 	mostRegister  = 32 << 20 // read of the answer to register; 14 kB are usual
 )
 
-// NewTransport makes a transport that trusts and identifies as the account says. Client certificates are read again for each
-// connection, so that they can be renewed in place. The error is a *ConfigError.
-func NewTransport(a Account) (*http.Transport, error) {
+// newTransport makes a transport that trusts and identifies as the account says. Client
+// certificates are read again for each connection, so that they can be renewed in place.
+// The error is a *ConfigError.
+func newTransport(a Account) (*http.Transport, error) {
 	conf := &tls.Config{InsecureSkipVerify: a.Insecure} // only by the operator's explicit word, see Account
 	if a.CertBundle != "" && !a.Insecure {
 		pem, err := os.ReadFile(a.CertBundle)
 		if err != nil {
-			return nil, &ConfigError{fmt.Sprintf("cert_bundle: %v", err), err}
+			return nil, &ConfigError{fmt.Sprintf("cert_bundle: the file %s cannot be read: %s",
+				redact.Path(a.CertBundle), redact.FileError(err)), err}
 		}
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, configErrorf("cert_bundle: there is no PEM certificate in %s", a.CertBundle)
+			return nil, configErrorf("cert_bundle: there is no PEM certificate in %s", redact.Path(a.CertBundle))
 		}
 	}
 	if a.ClientCert != "" {
@@ -66,7 +81,8 @@ func NewTransport(a Account) (*http.Transport, error) {
 			}
 			cert, err := tls.LoadX509KeyPair(a.ClientCert, key)
 			if err != nil {
-				return nil, &ConfigError{fmt.Sprintf("client_cert %s cannot be used: %v", a.ClientCert, err), err}
+				return nil, &ConfigError{fmt.Sprintf("client_cert %s cannot be used: %s", redact.Path(a.ClientCert),
+					redact.FileError(err)), err}
 			}
 			return &cert, nil
 		}
@@ -78,47 +94,64 @@ func NewTransport(a Account) (*http.Transport, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // what Tornado speaks; one poll at a time gains nothing from streams
 	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
+		Proxy:               proxy,
 		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
 		TLSHandshakeTimeout: connectTimeout,
 		TLSClientConfig:     conf,
 		Protocols:           protocols,
 		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      firstWindow,
+		ReadBufferSize:      1 << 10, // for headers: the body goes past it into a buffer of its own
+		WriteBufferSize:     1 << 10,
 		DisableCompression:  true, // see Client.send
 	}, nil
 }
 
-// Reload reads the account again and reports whether e-mail or key are others than before. An account on another site is an error:
-// a bridge does not change its organization under way.
-func (c *Client) Reload() (changed bool, err error) {
+// proxy is the proxy that the environment names. The standard error quotes its address,
+// password and all.
+func proxy(req *http.Request) (*url.URL, error) {
+	p, err := http.ProxyFromEnvironment(req)
+	if err != nil {
+		return nil, errors.New("the variable HTTPS_PROXY or HTTP_PROXY does not hold the address of a proxy: write " +
+			"it like http://proxy.example.com:3128")
+	}
+	return p, nil
+}
+
+// shown is the site as it stands in messages: scheme, host and port.
+func (a *Account) shown() string { return redact.URL(a.Site) }
+
+// reload reads the account again and reports whether e-mail or key are others than
+// before. An account on another site is an error: a bridge does not change its
+// organization under way.
+func (c *Client) reload() (changed bool, err error) {
 	a, err := c.Account()
 	if err != nil {
 		return false, err
 	}
-	if c.account == nil {
-		c.account = &a
+	was := c.account.Load()
+	if was == nil {
+		c.account.Store(&a)
 		return true, nil
 	}
-	if a.Site != c.account.Site {
-		return false, configErrorf("the zuliprc names another site now, %s instead of %s; restart to follow it", a.Site, c.account.Site)
+	if a.Site != was.Site {
+		return false, configErrorf("the zuliprc names another site now, %s instead of %s; restart to follow it",
+			a.shown(), was.shown())
 	}
-	changed = a.Email != c.account.Email || a.Key != c.account.Key
-	c.account = &a
-	return changed, nil
+	c.account.Store(&a)
+	return a.Email != was.Email || a.Key != was.Key, nil
 }
 
 // start sees to it that there are an account and a transport.
 func (c *Client) start() error {
-	if c.account == nil {
-		if _, err := c.Reload(); err != nil {
+	if c.account.Load() == nil {
+		if _, err := c.reload(); err != nil {
 			return err
 		}
 	}
 	if c.transport == nil {
 		c.transport = c.Transport
 		if c.transport == nil {
-			t, err := NewTransport(*c.account)
+			t, err := newTransport(*c.account.Load())
 			if err != nil {
 				return err
 			}
@@ -128,32 +161,34 @@ func (c *Client) start() error {
 	return nil
 }
 
-// CloseIdle closes connections that no request uses.
-func (c *Client) CloseIdle() {
+// closeIdle closes connections that no request uses.
+func (c *Client) closeIdle() {
 	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
 }
 
-// Register makes a queue. Errors: *RefusedError, *AuthError, *ConfigError (no account), the context's, or one that may heal.
-func (c *Client) Register(ctx context.Context, o Options) (*Registration, error) {
-	sent := time.Now()
+// register makes a queue; channels asks which channels the account has, too. Errors:
+// *RefusedError, *AuthError, *ConfigError (no account), the context's, or one that may
+// heal.
+func (c *Client) register(ctx context.Context, o Options, channels bool) (*Registration, error) {
 	var r registered
-	if err := c.call(ctx, "POST", "register", o.register(), &r); err != nil {
+	if err := c.call(ctx, "POST", "register", o.register(channels), &r); err != nil {
 		return nil, err
 	}
-	return o.registration(&r, sent)
+	return o.registration(&r)
 }
 
-// DeleteQueue deletes a queue. Errors as of Register.
-func (c *Client) DeleteQueue(ctx context.Context, queue string) error {
+// deleteQueue deletes a queue. Errors as of register.
+func (c *Client) deleteQueue(ctx context.Context, queue string) error {
 	return c.call(ctx, "DELETE", "events", url.Values{"queue_id": {queue}}, new(struct{}))
 }
 
-// Events polls: everything up to at is acknowledged, and the answer holds what comes behind it, as soon as there is something; with
-// dontBlock at once, perhaps nothing. patience bounds each silence, that before the answer too. Errors as of Register. The answer
-// must be closed.
-func (c *Client) Events(ctx context.Context, at Position, dontBlock bool, patience time.Duration) (*Answer, error) {
+// events polls: everything up to at is acknowledged, and the answer holds what comes
+// behind it, as soon as there is something; with dontBlock at once, perhaps nothing.
+// patience bounds each silence, that before the answer too. Errors as of register. The
+// answer must be closed.
+func (c *Client) events(ctx context.Context, at Position, dontBlock bool, patience time.Duration) (*answer, error) {
 	query := url.Values{"queue_id": {at.Queue}, "last_event_id": {strconv.FormatInt(at.Last, 10)}}
 	if dontBlock {
 		query.Set("dont_block", "true")
@@ -167,8 +202,10 @@ func (c *Client) Events(ctx context.Context, at Position, dontBlock bool, patien
 }
 
 // open asks for an answer that is read as a stream.
-func (c *Client) open(ctx context.Context, path string, query url.Values, patience time.Duration) (*Answer, error) {
-	// The answer outlives this call and may outlive ctx, which stands for one call of the Poller.
+func (c *Client) open(ctx context.Context, path string, query url.Values, patience time.Duration) (*answer, error) {
+	health.Waits(ctx, patience)
+	// The answer outlives this call and may outlive ctx, which stands for one call of the
+	// Poller.
 	mine, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() { cancel(ctx.Err()) })()
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
@@ -182,7 +219,7 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case context.Cause(mine) == errSilent:
-			return nil, &trouble{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, patience)}
+			return nil, &transientError{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, patience)}
 		}
 		return nil, err
 	}
@@ -190,9 +227,9 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 	a.sent, a.asked, a.patience = sent, asked, patience
 	a.came = time.Now()
 	a.rate = readRate(resp.Header, a.came)
-	a.limit = max(c.MaxEvent, 8<<10)
-	if c.MaxEvent == 0 {
-		a.limit = MaxEvent
+	a.limit = max(c.maxEvent, 8<<10)
+	if c.maxEvent == 0 {
+		a.limit = maxEvent
 	}
 	a.scan.words = &c.words
 	a.scrub = c.scrub
@@ -201,6 +238,7 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 
 // call makes a request whose answer is small, and decodes it into out.
 func (c *Client) call(ctx context.Context, method, path string, form url.Values, out any) error {
+	health.Waits(ctx, answerTimeout)
 	mine, cancel := context.WithTimeoutCause(ctx, answerTimeout, errSilent)
 	defer cancel()
 	asked := method + " /api/v1/" + path
@@ -210,7 +248,7 @@ func (c *Client) call(ctx context.Context, method, path string, form url.Values,
 		defer resp.Body.Close()
 		body, err = readBody(resp, mostRegister)
 		if err != nil {
-			err = &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %v", asked, err)}
+			err = &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %v", asked, err)}
 		}
 	}
 	switch {
@@ -218,19 +256,20 @@ func (c *Client) call(ctx context.Context, method, path string, form url.Values,
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case context.Cause(mine) == errSilent:
-		return &trouble{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, answerTimeout)}
+		return &transientError{text: fmt.Sprintf("Zulip did not answer %s for %v", asked, answerTimeout)}
 	default:
 		return err
 	}
 	var status struct{ Result, Msg string }
 	switch err := json.Unmarshal(body, &status); {
 	case err != nil:
-		return &trouble{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kindOf(resp.Header, body), asked)}
+		return &transientError{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kindOf(resp.Header, body), asked)}
 	case status.Result != "success":
-		return &trouble{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(status.Result), asked, quote(c.scrub(status.Msg)))}
+		return &transientError{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(status.Result), asked,
+			quote(c.scrub(status.Msg)))}
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return &trouble{text: fmt.Sprintf("Zulip's answer to %s cannot be understood: %v", asked, err)}
+		return &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be understood: %v", asked, err)}
 	}
 	return nil
 }
@@ -240,8 +279,9 @@ func (c *Client) send(ctx context.Context, method, path string, form url.Values)
 	if err := c.start(); err != nil {
 		return nil, err
 	}
+	account := c.account.Load()
 	asked := method + " /api/v1/" + path
-	u, body := c.account.Site+"/api/v1/"+path, io.Reader(nil)
+	u, body := account.Site+"/api/v1/"+path, io.Reader(nil)
 	if method == "GET" {
 		u += "?" + form.Encode()
 	} else {
@@ -249,9 +289,9 @@ func (c *Client) send(ctx context.Context, method, path string, form url.Values)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u, body)
 	if err != nil {
-		return nil, configErrorf("the site %s cannot be asked: %v", c.account.Site, err)
+		return nil, configErrorf("the site %s cannot be asked: it is not well-formed", account.shown())
 	}
-	req.SetBasicAuth(c.account.Email, c.account.Key)
+	req.SetBasicAuth(account.Email, account.Key)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
@@ -262,13 +302,22 @@ func (c *Client) send(ctx context.Context, method, path string, form url.Values)
 	if c.UserAgent == "" {
 		req.Header.Set("User-Agent", "zulip-nats")
 	}
-	// A RoundTripper follows no redirect, so neither the key nor an acknowledgement goes to a host that was not named to us.
+	// A RoundTripper follows no redirect, so neither the key nor an acknowledgement goes
+	// to a host that was not named to us.
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		if config, ok := errors.AsType[*ConfigError](err); ok {
-			return nil, &trouble{text: config.Msg} // a client certificate that is being renewed
+			return nil, &transientError{text: config.Msg} // a client certificate that is being renewed
 		}
-		return nil, &trouble{text: fmt.Sprintf("Zulip cannot be reached at %s (%s): %s", c.account.Site, asked, hint(err))}
+		what := hint(err)
+		if what == err.Error() && !c.answered {
+			what += "; look whether the site is right, and whether this machine may reach it"
+		}
+		return nil, &transientError{text: fmt.Sprintf("Zulip cannot be reached at %s: %s", account.shown(), what)}
+	}
+	c.answered = true
+	if c.Seen != nil {
+		c.Seen(resp)
 	}
 	encoding := resp.Header.Get("Content-Encoding")
 	if resp.StatusCode == http.StatusOK && (encoding == "" || encoding == "gzip" || encoding == "identity") {
@@ -276,14 +325,15 @@ func (c *Client) send(ctx context.Context, method, path string, form url.Values)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
-		return nil, &trouble{text: fmt.Sprintf("Zulip answers %s in an encoding that was not asked for, %s", asked, quote(encoding))}
+		return nil, &transientError{text: fmt.Sprintf("Zulip answers %s in an encoding that was not asked for, %s", asked,
+			quote(encoding))}
 	}
 	return nil, c.failure(resp, asked)
 }
 
 // failure makes an error of a response that is no 200.
 func (c *Client) failure(resp *http.Response, asked string) error {
-	now := time.Now()
+	now, account := time.Now(), c.account.Load()
 	raw, _ := readBody(resp, mostError) // what can be read of it
 	var body struct {
 		Result, Msg, Code string
@@ -297,40 +347,75 @@ func (c *Client) failure(resp *http.Response, asked string) error {
 	status := resp.StatusCode
 	switch {
 	case status == http.StatusTooManyRequests:
-		wait := told(resp.Header.Get("Retry-After"), body.RetryAfter, now)
-		return &trouble{text: fmt.Sprintf("Zulip answers 429 (too many requests) to %s", asked), limited: true, wait: wait,
+		wait := retryAfter(resp.Header.Get("Retry-After"), body.RetryAfter, now)
+		return &transientError{text: fmt.Sprintf("Zulip answers 429 (too many requests) to %s", asked),
+			limited: true, wait: wait,
 			rate: readRate(resp.Header, now)}
 	case status == http.StatusUnauthorized || zulips && authCode(body.Code):
 		if body.Msg == "" {
 			body.Msg = http.StatusText(status)
 		}
-		return &AuthError{Status: status, Code: body.Code, Msg: body.Msg, Email: c.account.Email, Site: c.account.Site}
+		return &AuthError{Status: status, Code: body.Code, Msg: body.Msg, Email: account.Email, Site: account.shown()}
 	case status == http.StatusBadRequest && zulips:
-		return &RefusedError{Kind: refusedKind(body.Code, body.Msg), Status: status, Code: body.Code, Msg: body.Msg, Request: asked}
+		return &RefusedError{Kind: refusedKind(body.Code, body.Msg), Status: status, Code: body.Code, Msg: body.Msg,
+			Request: asked}
 	case status >= 300 && status < 400:
-		where := "nowhere"
-		if to, err := resp.Location(); err == nil {
-			where = quote(to.Host)
-		}
-		return &trouble{text: fmt.Sprintf("Zulip answers %d to %s, a redirect to %s; the key is not sent there: look whether the site %s is right",
-			status, asked, where, c.account.Site)}
+		return &transientError{text: fmt.Sprintf("Zulip answers %d to %s, a redirect %s", status, asked,
+			redirect(resp, account)), status: status}
+	case !zulips && status < 500 && strings.HasPrefix(account.Site, "http://") && wantsTLS(raw):
+		return &transientError{text: fmt.Sprintf("Zulip answers %d to %s: it speaks https there, and the site %s says http; "+
+			"write site=%s in the zuliprc",
+			status, asked, account.shown(), strings.Replace(account.shown(), "http://", "https://", 1)), status: status}
 	}
 	text := fmt.Sprintf("Zulip answers %d (%s) to %s", status, kindOf(resp.Header, raw), asked)
 	if body.Msg != "" {
 		text += ": " + quote(body.Msg)
 	}
 	if status == http.StatusNotFound {
-		text += fmt.Sprintf("; look whether the site %s is right", c.account.Site)
+		text += fmt.Sprintf("; look whether the site %s is right", account.shown())
 	}
-	return &trouble{text: text}
+	return &transientError{text: text, status: status}
+}
+
+// redirect says where a response sends us, and what to do about it.
+func redirect(resp *http.Response, account *Account) string {
+	to, err := resp.Location()
+	if err != nil {
+		return fmt.Sprintf("to nowhere; the key is not sent there: look whether the site %s is right", account.shown())
+	}
+	// The port of a scheme's own is no other place.
+	base, _ := normalSite(to.Scheme + "://" + to.Host)
+	there, here := redact.URL(base), account.shown()
+	switch {
+	case there == "":
+		return fmt.Sprintf("to an odd address; the key is not sent there: look whether the site %s is right", here)
+	case there == here:
+		return fmt.Sprintf("to another page of %q; it is not followed: look whether the site %s is right", there, here)
+	case there == strings.Replace(here, "http://", "https://", 1):
+		return fmt.Sprintf("to %q; the key is not sent there: write site=%s in the zuliprc", there, there)
+	}
+	return fmt.Sprintf("to %q; the key is not sent there: look whether the site %s is right, or write site=%s in the "+
+		"zuliprc if that is the server",
+		there, here, there)
+}
+
+// wantsTLS says whether the body of an error is what servers say to plain HTTP on a port
+// for TLS: nginx ("The plain HTTP request was sent to HTTPS port"), Go's net/http
+// ("Client sent an HTTP request to an HTTPS server"), Apache ("speaking plain HTTP to an
+// SSL-enabled server port").
+func wantsTLS(body []byte) bool {
+	text := strings.ToLower(string(body))
+	return strings.Contains(text, "http request") && strings.Contains(text, "https") ||
+		strings.Contains(text, "plain http to an ssl-enabled")
 }
 
 // scrub takes the key out of a text, should a server or proxy send it back to us.
 func (c *Client) scrub(s string) string {
-	if c.account == nil || c.account.Key == "" {
+	a := c.account.Load()
+	if a == nil || a.Key == "" {
 		return s
 	}
-	return strings.ReplaceAll(s, c.account.Key, "(the key)")
+	return strings.ReplaceAll(s, a.Key, "(the key)")
 }
 
 // readBody reads a small body whole, at most limit bytes of it.
@@ -368,6 +453,13 @@ func kindOf(h http.Header, body []byte) string {
 func hint(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return err.Error() + "; if the certificate is of your own authority, name that as cert_bundle"
+	}
+	switch text := err.Error(); {
+	case errors.Is(err, http.ErrSchemeMismatch),
+		strings.Contains(text, "first record does not look like a TLS handshake"):
+		return "it speaks http there, without TLS, and the site says https; look at scheme and port of the site"
+	case strings.Contains(text, `malformed HTTP response "\x15\x03`): // the alert with which TLS answers what is none
+		return "it speaks https there, and the site says http; write https:// in the site"
 	}
 	return err.Error()
 }

@@ -13,48 +13,49 @@ type HistoryQuery struct {
 	Newest         bool        // begin at the newest message instead
 	Before, After  int         // how many of each side of the anchor; together at most 5000, better 1000
 	ExcludeAnchor  bool        // leave the anchor's own message out; not with both Before and After
-	PublicChannels bool        // all public channels, subscribed or not, and nothing else; else the account's own history
-	Narrow         [][2]string // operator and operand, as in Options; not with PublicChannels
-	IDs            []int64     // these messages and no others, as far as they still exist; the fields above do not count then
-	// Each is called for every message, oldest first. Its error ends the reading and is returned as it is.
+	PublicChannels bool        // all of them and nothing else; else the account's own history
+	Narrow         [][2]string // operator and operand, as in Options; with PublicChannels, only what is in both
+	// Each is called for every message, oldest first. Its error ends the reading and is
+	// returned as it is.
 	Each func(*Message) error
 }
 
-// MostMessages is the largest page that Zulip gives.
-const MostMessages = 5000
+// mostMessages is the largest page that Zulip gives.
+const mostMessages = 5000
 
 // Message is a message of the history in the shape of a live event.
 type Message struct {
 	ID        int64
 	Timestamp int64 // when it was sent, UNIX seconds; 0: not said
-	LastEdit  int64 // last_edit_timestamp, UNIX seconds; 0: not edited
-	// Raw is {"type":"message","message":{...},"flags":[...]}, all of it as Zulip sent it but for the place of flags. It is valid until
-	// Each returns.
+	// LastChange is when it was last edited or moved, UNIX seconds; 0: never. From
+	// feature level 365 on a move is in last_moved_timestamp alone, before that in
+	// last_edit_timestamp too.
+	LastChange int64
+	// Raw is {"type":"message","message":{...},"flags":[...]}, all of it as Zulip sent it
+	// but for the place of flags. It is valid until Each returns.
 	Raw   []byte
 	Fault string // why this is no message that can be carried; Raw is then what came in its place
 }
 
 // HistoryPage tells of a page that was read whole.
 type HistoryPage struct {
-	Count       int   // messages given to Each
-	First, Last int64 // smallest and largest id of them, 0 if there were none
-	Anchor      int64 // as Zulip understood it: "newest" is 10000000000000000
-	FoundAnchor bool
-	// FoundNewest and FoundOldest: nothing newer, or older, is to be had.
-	FoundNewest, FoundOldest bool
-	HistoryLimited           bool // the organization's plan hides what is older
+	Count          int   // messages given to Each
+	First, Last    int64 // smallest and largest id of them, 0 if there were none
+	FoundNewest    bool  // there is nothing newer
+	HistoryLimited bool  // the organization's plan hides what is older
 }
 
 var errQuery = errors.New("poller: a history query asks for more than one thing can give")
 
-// Messages reads a page of history, retrying like Next; after a page that was cut short it asks again, and Each sees no message
-// twice. It needs the space of one message. Errors are those of Next and of Each. A *RefusedError means that the query is at fault, an
-// unknown channel in the narrow say.
+// Messages reads a page of history, retrying like Next; after a page that was cut short
+// it asks again, and Each sees no message twice. It needs the space of one message.
+// Errors are those of Next and of Each. A *RefusedError means that the query is at fault,
+// an unknown channel in the narrow say.
 //
-// A page costs one request of the account's other budget (not that of polls), which is a sliding minute: few large pages are better
-// than many small ones.
+// A page costs one request of the account's other budget (not that of polls), which is a
+// sliding minute: few large pages are better than many small ones.
 func (p *Poller) Messages(ctx context.Context, q HistoryQuery) (*HistoryPage, error) {
-	if q.Before < 0 || q.After < 0 || q.Before+q.After > MostMessages || q.PublicChannels && len(q.Narrow) > 0 ||
+	if q.Before < 0 || q.After < 0 || q.Before+q.After > mostMessages ||
 		q.ExcludeAnchor && q.Before > 0 && q.After > 0 {
 		return nil, errQuery
 	}
@@ -90,10 +91,7 @@ func (p *Poller) Messages(ctx context.Context, q HistoryQuery) (*HistoryPage, er
 				return err
 			}
 		}
-		page.Anchor, _ = strconv.ParseInt(a.fields["anchor"], 10, 64)
-		page.FoundAnchor = a.fields["found_anchor"] == "true"
 		page.FoundNewest = a.fields["found_newest"] == "true"
-		page.FoundOldest = a.fields["found_oldest"] == "true"
 		page.HistoryLimited = a.fields["history_limited"] == "true"
 		return nil
 	})
@@ -106,10 +104,6 @@ func (p *Poller) Messages(ctx context.Context, q HistoryQuery) (*HistoryPage, er
 // parameters are the query of GET /api/v1/messages.
 func (q *HistoryQuery) parameters(o Options) url.Values {
 	v := o.messages()
-	if q.IDs != nil {
-		v.Set("message_ids", jsonText(q.IDs))
-		return v
-	}
 	v.Set("anchor", strconv.FormatInt(q.Anchor, 10))
 	if q.Newest {
 		v.Set("anchor", "newest")
@@ -142,7 +136,8 @@ type liveShape struct {
 	scan scanner
 }
 
-// message does so with one, whose bytes s has scanned. In history the flags stand inside the message, in an event beside it.
+// message does so with one, whose bytes s has scanned. In history the flags stand inside
+// the message, in an event beside it.
 func (l *liveShape) message(raw []byte, s *scanner) Message {
 	switch {
 	case !s.isObject:
@@ -161,8 +156,9 @@ func (l *liveShape) message(raw []byte, s *scanner) Message {
 			continue
 		case "timestamp":
 			m.Timestamp, _ = strconv.ParseInt(string(part.value), 10, 64)
-		case "last_edit_timestamp":
-			m.LastEdit, _ = strconv.ParseInt(string(part.value), 10, 64)
+		case "last_edit_timestamp", "last_moved_timestamp":
+			at, _ := strconv.ParseInt(string(part.value), 10, 64)
+			m.LastChange = max(m.LastChange, at)
 		}
 		if kept++; kept > 1 {
 			l.out = append(l.out, ',')
@@ -190,7 +186,7 @@ func (l *liveShape) members(raw []byte) func(func(string, part) bool) {
 			i++
 		}
 		i++
-		var w words
+		var w interned
 		for {
 			begin := i
 			for isSpace(raw[i]) {

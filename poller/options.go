@@ -2,76 +2,73 @@ package poller
 
 import (
 	"encoding/json"
-	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"time"
 )
 
-// Options are the options of an event queue. They say what its events look like, so a changed one needs a new queue, and all that can
-// be sent are sent explicitly: the defaults of an account or of a later server change nothing. Options that only shape the state that
-// register returns (include_subscribers, presence_history_limit_days) have no place here, since that state is not asked for.
+// Options are the options of an event queue. They say what its events look like, so a
+// changed one needs a new queue, and all that can be sent are sent explicitly: the
+// defaults of an account or of a later server change nothing. Options that only shape the
+// state that register returns (include_subscribers, presence_history_limit_days) have no
+// place here, since that state is not asked for.
 type Options struct {
-	// EventTypes are the types wanted; nil means all, an empty list none but heartbeats, which come regardless. Zulip takes any name.
+	// EventTypes are the types wanted; nil means all, an empty list none but heartbeats,
+	// which come regardless. Zulip takes any name.
 	EventTypes []string
-	// Narrow restricts events of type message (and no others) to those that match every [operator, operand]. Operators are
-	// channel or stream (by name), topic, sender (e-mail) and is. A name that does not exist is accepted and matches nothing, for
-	// ever. Beware: Zulip replaces an empty narrow by a bot's default events channel if one is set, and nothing can be said against it.
+	// Narrow restricts events of type message (and no others) to those that match every
+	// [operator, operand]. Operators are channel or stream (by name), topic, sender
+	// (e-mail) and is. A name that does not exist is accepted and matches nothing, for
+	// ever. Beware: Zulip replaces an empty narrow by a bot's default events channel if
+	// one is set, and nothing can be said against it.
 	Narrow [][2]string
-	// AllPublicStreams adds the message events of all public channels, subscribed or not; nothing but births of messages, though.
-	// Guests are refused.
+	// AllPublicStreams adds the message events of all public channels, subscribed or not;
+	// nothing but births of messages, though. Guests are refused.
 	AllPublicStreams bool
 	// ApplyMarkdown makes message.content HTML instead of what was typed.
 	ApplyMarkdown bool
-	// ClientGravatar leaves avatar_url null where the client can compute a Gravatar itself. Zulip's default is true.
+	// ClientGravatar leaves avatar_url null where the client can compute a Gravatar
+	// itself. Zulip's default is true.
 	ClientGravatar bool
 	// SlimPresence leaves e-mail addresses out of presence events.
 	SlimPresence bool
-	// Capabilities changes the set that is declared, by name; those not named are as in [DefaultCapabilities]. Zulip ignores unknown
-	// names.
-	Capabilities map[string]bool
-	// Life is how long Zulip is asked to keep the queue while no poll waits, at most 7 days; 0 means 24 h. It is the outage that can
-	// be survived.
+	// Life is how long Zulip is asked to keep the queue while no poll waits, at most 7
+	// days; 0 means 24 h. It is the outage that can be survived.
 	Life time.Duration
 }
 
 const (
 	// DefaultLife is the life asked for a queue.
 	DefaultLife = 24 * time.Hour
-	// MostLife is the longest that Zulip grants (zerver/tornado/event_queue.py, MAX_QUEUE_TIMEOUT_SECS).
+	// MostLife is the longest that Zulip grants (zerver/tornado/event_queue.py,
+	// MAX_QUEUE_TIMEOUT_SECS).
 	MostLife = 7 * 24 * time.Hour
-	// serverLife is what a queue gets that asks for nothing, defaultPatience how long a poll may take if the server does not say.
+	// serverLife is what a queue gets that asks for nothing, defaultPatience how long a
+	// poll may take if the server does not say.
 	serverLife, defaultPatience = 10 * time.Minute, 90 * time.Second
 )
 
-// DefaultOptions returns the options of a bridge that is told nothing: all types, as the API's own defaults have them.
+// DefaultOptions returns the options of a bridge that is told nothing: all types, as the
+// API's own defaults have them.
 func DefaultOptions() Options { return Options{ClientGravatar: true} }
 
-// DefaultCapabilities returns the client_capabilities that are declared: all that Zulip knows of. Each changes how some events look
-// (the API description of POST /register), so this set is part of what consumers rely on.
-func DefaultCapabilities() map[string]bool {
-	return map[string]bool{
-		"notification_settings_null":     true, // per-channel notification settings may be null
-		"bulk_message_deletion":          true, // one delete_message with message_ids, not one per message
-		"user_avatar_url_field_optional": true, // avatar_url may be missing from users
-		"stream_typing_notifications":    true, // typing in channels, not only in direct messages
-		"user_settings_object":           true, // user_settings without its two older doubles
-		"linkifier_url_template":         true,
-		"user_list_incomplete":           true, // no placeholders for users that a guest may not see
-		"include_deactivated_groups":     true, // deactivation is user_group/update, not remove
-		"archived_channels":              true, // archiving is stream/update, not delete (level 378 on)
-		"empty_topic_name":               true, // the empty topic is "", not "general chat"
-		"simplified_presence_events":     true, // presence by user id
-		"individual_emoji_changes":       true, // realm_emoji/add, not the whole table
-	}
-}
-
-// capabilities is the set declared. Zulip refuses one without notification_settings_null.
-func (o Options) capabilities() map[string]bool {
-	c := DefaultCapabilities()
-	maps.Copy(c, o.Capabilities)
-	return c
+// capabilities are the client_capabilities that are declared: all that Zulip knows of.
+// Each changes how some events look (the API description of POST /register), so this set
+// is part of what consumers rely on.
+var capabilities = map[string]bool{
+	"notification_settings_null":     true, // per-channel notification settings may be null; Zulip requires it
+	"bulk_message_deletion":          true, // one delete_message with message_ids, not one per message
+	"user_avatar_url_field_optional": true, // avatar_url may be missing from users
+	"stream_typing_notifications":    true, // typing in channels, not only in direct messages
+	"user_settings_object":           true, // user_settings without its two older doubles
+	"linkifier_url_template":         true,
+	"user_list_incomplete":           true, // no placeholders for users that a guest may not see
+	"include_deactivated_groups":     true, // deactivation is user_group/update, not remove
+	"archived_channels":              true, // archiving is stream/update, not delete (level 378 on)
+	"empty_topic_name":               true, // the empty topic is "", not "general chat"
+	"simplified_presence_events":     true, // presence by user id
+	"individual_emoji_changes":       true, // realm_emoji/add, not the whole table
 }
 
 func (o Options) life() time.Duration {
@@ -81,20 +78,23 @@ func (o Options) life() time.Duration {
 	return o.Life
 }
 
-// Validate returns a *ConfigError for what Zulip would answer with a 500 or change without a word.
+// Validate returns a *ConfigError for what Zulip would answer with a 500 or change
+// without a word.
 func (o Options) Validate() error {
 	if o.Life != 0 && (o.Life < time.Second || o.Life > MostLife) {
-		return configErrorf("the queue's life must be between 1 s and %v (7 days), not %v", MostLife, o.Life)
+		return configErrorf("the queue's life must be between 1 s and 7 days")
 	}
 	for _, n := range o.Narrow {
 		if n[0] == "" {
-			return configErrorf("the narrow has a term without an operator; write channel:NAME, topic:NAME, sender:EMAIL or is:WORD")
+			return configErrorf("the narrow has a term without an operator; write channel:NAME, topic:NAME, " +
+				"sender:EMAIL or is:WORD")
 		}
 	}
 	return nil
 }
 
-// JSON is the canonical form: equal options give equal bytes, so that a later start can see whether something was changed.
+// JSON is the canonical form: equal options give equal bytes, so that a later start can
+// see whether something was changed.
 func (o Options) JSON() []byte {
 	types := slices.Clone(o.EventTypes)
 	slices.Sort(types)
@@ -112,7 +112,7 @@ func (o Options) JSON() []byte {
 		Capabilities     map[string]bool `json:"client_capabilities"`
 		Life             int64           `json:"idle_queue_timeout"`
 	}{types, append([][2]string{}, o.Narrow...), o.AllPublicStreams, o.ApplyMarkdown, o.ClientGravatar, o.SlimPresence,
-		o.capabilities(), seconds(o.life())})
+		capabilities, seconds(o.life())})
 	if err != nil {
 		panic(err) // strings, booleans and a number
 	}
@@ -120,20 +120,25 @@ func (o Options) JSON() []byte {
 }
 
 // register is the form of POST /api/v1/register. Everything but strings is JSON text.
-func (o Options) register() url.Values {
+// channels asks for the account's channels besides, a kilobyte for each that it may see.
+func (o Options) register(channels bool) url.Values {
 	life := strconv.FormatInt(seconds(o.life()), 10)
 	form := url.Values{
 		"all_public_streams":  {jsonText(o.AllPublicStreams)}, // absent, it would be the account's own default
 		"apply_markdown":      {jsonText(o.ApplyMarkdown)},
 		"client_gravatar":     {jsonText(o.ClientGravatar)},
 		"slim_presence":       {jsonText(o.SlimPresence)},
-		"client_capabilities": {jsonText(o.capabilities())},
-		// Explicit, since without it Zulip applies pending events to state that was not asked for (zerver/lib/events.py). These two
-		// carry max_message_id and the patience.
-		"fetch_event_types": {`["message","realm"]`},
-		// The name until level 480, and the one from 481 on. Each server ignores the other.
+		"client_capabilities": {jsonText(capabilities)},
+		// Explicit, since without it Zulip applies pending events to state that was not
+		// asked for (zerver/lib/events.py). This one carries the patience.
+		"fetch_event_types": {`["realm"]`},
+		// The name until level 480, and the one from 481 on. Each server ignores the
+		// other.
 		"queue_lifespan_secs": {life},
 		"idle_queue_timeout":  {life},
+	}
+	if channels {
+		form.Set("fetch_event_types", `["realm","subscription"]`)
 	}
 	if o.EventTypes != nil {
 		form.Set("event_types", jsonText(o.EventTypes))
@@ -144,13 +149,13 @@ func (o Options) register() url.Values {
 	return form
 }
 
-// messages are the parameters of GET /api/v1/messages that make a message look as in this queue's events. Their defaults are not
-// those of register.
+// messages are the parameters of GET /api/v1/messages that make a message look as in this
+// queue's events. Their defaults are not those of register.
 func (o Options) messages() url.Values {
 	return url.Values{
 		"apply_markdown":         {jsonText(o.ApplyMarkdown)},
 		"client_gravatar":        {jsonText(o.ClientGravatar)},
-		"allow_empty_topic_name": {jsonText(o.capabilities()["empty_topic_name"])},
+		"allow_empty_topic_name": {jsonText(capabilities["empty_topic_name"])},
 	}
 }
 
@@ -162,91 +167,4 @@ func jsonText(v any) string {
 		panic(err) // only strings, booleans, numbers and lists and maps of them are given
 	}
 	return string(b)
-}
-
-// Registration is what Zulip answered to register.
-type Registration struct {
-	QueueID string // printable ASCII, at most 128 characters
-	// LastEventID is the id of the last event that Zulip counts as known already. It is for the record only: polling starts at -1, or
-	// events that came while register was being answered are acknowledged unseen.
-	LastEventID  int64
-	Version      string
-	FeatureLevel int
-	Life         time.Duration // how long Zulip keeps the queue while no poll waits
-	LifeSaid     bool          // the server said so (level 481 on); else it is what such a server is known to do
-	Patience     time.Duration // how long a poll may be silent
-	MaxMessageID int64         // the newest message of the account's own history, -1 if there is none
-	RealmURL     string        // the organization's canonical address; may be empty
-	RealmName    string        // display name, free text
-	Ignored      []string      // parameters that this server does not know
-	Sent         time.Time     // when register was sent
-}
-
-// Queue is what [Poller.Follow] wants to know of the new queue.
-func (r *Registration) Queue() Queue {
-	return Queue{ID: r.QueueID, Life: r.Life, Patience: r.Patience, Renewed: r.Sent}
-}
-
-// registered is the answer's JSON.
-type registered struct {
-	QueueID      *string  `json:"queue_id"`
-	LastEventID  int64    `json:"last_event_id"`
-	Version      string   `json:"zulip_version"`
-	FeatureLevel int      `json:"zulip_feature_level"`
-	Idle         *float64 `json:"idle_queue_timeout_secs"`
-	Patience     float64  `json:"event_queue_longpoll_timeout_seconds"`
-	MaxMessageID *int64   `json:"max_message_id"`
-	RealmURL     string   `json:"realm_url"`
-	RealmURI     string   `json:"realm_uri"` // its name below level 257
-	RealmName    string   `json:"realm_name"`
-	Ignored      []string `json:"ignored_parameters_unsupported"`
-}
-
-// registration judges the answer to a register with the options o.
-func (o Options) registration(r *registered, sent time.Time) (*Registration, error) {
-	if r.QueueID == nil || !validQueueID(*r.QueueID) {
-		return nil, &trouble{text: "Zulip answers POST /api/v1/register without a queue id that could be used (1 to 128 characters of printable ASCII)"}
-	}
-	out := &Registration{
-		QueueID: *r.QueueID, LastEventID: r.LastEventID, Version: r.Version, FeatureLevel: r.FeatureLevel, MaxMessageID: -1,
-		RealmURL: r.RealmURL, RealmName: r.RealmName, Ignored: r.Ignored, Sent: sent, Patience: patience(r.Patience),
-	}
-	if out.RealmURL == "" {
-		out.RealmURL = r.RealmURI
-	}
-	if r.MaxMessageID != nil {
-		out.MaxMessageID = *r.MaxMessageID
-	}
-	ignored := func(name string) bool { return slices.Contains(r.Ignored, name) }
-	switch {
-	case r.Idle != nil && *r.Idle >= 1 && *r.Idle <= MostLife.Seconds():
-		out.Life, out.LifeSaid = time.Duration(*r.Idle*float64(time.Second)), true
-	case ignored("queue_lifespan_secs") && ignored("idle_queue_timeout"):
-		out.Life = serverLife
-	default:
-		// One of the names was taken, without a word on what was granted; below level 167 nothing says so, but the older name was
-		// known by then.
-		out.Life = o.life()
-	}
-	return out, nil
-}
-
-func patience(seconds float64) time.Duration {
-	if !(seconds >= 1 && seconds <= 3600) {
-		return defaultPatience
-	}
-	return time.Duration(seconds * float64(time.Second))
-}
-
-// validQueueID reports whether id can stand in a NATS header as it is, [!-~]{1,128}. Zulip's are UUIDs, formerly 123:45.
-func validQueueID(id string) bool {
-	if id == "" || len(id) > 128 {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if c < '!' || c > '~' {
-			return false
-		}
-	}
-	return true
 }

@@ -1,60 +1,79 @@
-// Package poller is the Zulip side of the bridge: it registers event queues, long-polls them, and reads message history. It
-// never heard of NATS.
+// Package poller is the Zulip side of the bridge: it registers event queues, long-polls
+// them, and reads message history. It knows nothing of NATS.
 //
-// Zulip keeps a queue of events for each client that registered one. A poll (GET /api/v1/events) names the queue and the id of the
-// last event that the client has; the server forgets everything up to that id and answers with all that came after it, or waits.
-// So asking is acknowledging, and there is no other acknowledgement. That is why the position is an argument of [Poller.Next] and
-// not a secret of the Poller: whoever calls Next with a position says that everything up to it is safe.
+// Zulip keeps a queue of events for each client that registered one. A poll (GET
+// /api/v1/events) names the queue and the id of the last event that the client has; the
+// server forgets everything up to that id and answers with all that came after it, or
+// waits. So asking is acknowledging, and there is no other acknowledgement. That is why
+// the position is an argument of [Poller.Next] and not a secret of the Poller: whoever
+// calls Next with a position says that everything up to it is safe.
 //
-// What belongs here: the account (zuliprc.go), one request at a time (client.go, options.go, errors.go), an answer read as a stream
-// (answer.go on scan.go), when to ask (pace.go, backoff.go), history (history.go), and the [Poller], which puts them together. What
-// an event means, where it goes, and whether a queue is lost is decided by others.
+// Which file has what:
+//
+//   - poller.go: the [Poller], which puts the others together: the long poll and the queue's
+//     idle clock
+//   - zuliprc.go: the account
+//   - options.go, register.go: what a queue is registered with, and what Zulip answers
+//   - client.go, errors.go: one HTTP request at a time, and what its failure means
+//   - answer.go, scan.go, pump.go: an answer read as a stream, its JSON, its bytes
+//   - retry.go: what is done after a failure: Retry-After of a 429, else backoff with jitter
+//   - pace.go, ratelimit.go: when to poll, so that there is no 429; its headers
+//   - history.go: messages read back
+//   - counters.go: what was done, for metrics
+//
+// What an event means, where it goes, and whether a queue is lost is decided by others.
 package poller
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"zulip-nats/health"
 )
 
-// Position is a place in a queue: everything up to and including the event Last has been stored. Last is -1 before the first event;
-// any other value must be the id of an event that this queue really delivered, or Zulip refuses the poll after it has thrown
-// events away (zulip/zulip, zerver/tornado/event_queue.py).
+// Position is a place in a queue: everything up to and including the event Last has been
+// stored. Last is -1 before the first event; any other value must be the id of an event
+// that this queue really delivered, or Zulip refuses the poll after it has thrown events
+// away (zulip/zulip, zerver/tornado/event_queue.py).
 type Position struct {
 	Queue string
 	Last  int64
 }
 
-// Event is one event of a queue. Raw and the strings are valid until the next call of [Poller.Next].
+// Event is one event of a queue. Raw and the strings are valid until the next call of
+// [Poller.Next].
 type Event struct {
 	// ID is the event's id in its queue, if HasID.
 	ID    int64
 	HasID bool
-	// Type and Op are the event's own words, decoded from JSON; Op is empty where the event has none. They come from outside: any
-	// text is possible.
+	// Type and Op are the event's own words, decoded from JSON; Op is empty where the
+	// event has none. They come from outside: any text is possible.
 	Type, Op string
 	// MessageID is the id of the message for events of type message, else 0.
 	MessageID int64
-	// Raw is the event, byte for byte as Zulip sent it. If the event was larger than the poller keeps in memory, Raw is its
-	// beginning and Size, SHA256 tell of the whole.
+	// Raw is the event, byte for byte as Zulip sent it. If the event was larger than the
+	// poller keeps in memory, Raw is its beginning and Size, SHA256 tell of the whole.
 	Raw    []byte
 	Size   int64
 	SHA256 [32]byte // set only where Raw was cut, that is where Size > len(Raw)
-	// Fault says why this is no event that can be carried as it is: no JSON, no object, no usable id, no type, or an id that is not
-	// above all before it. Empty if it can. An event that is no JSON never has an ID: one read out of it would be a guess, and a
-	// guess must not be acknowledged.
+	// Fault says why this is no event that can be carried as it is: no JSON, no object,
+	// no usable id, no type, or an id that is not above all before it. Empty if it can.
+	// An event that is no JSON never has an ID: one read out of it would be a guess, and
+	// a guess must not be acknowledged.
 	Fault string
 }
 
-// Batch is a part of one answer: at most 1,000 events or 8 MiB (one event may be larger by itself).
+// Batch is a part of one answer: at most 1,000 events or 8 MiB (one event may be larger
+// by itself).
 type Batch struct {
 	Events []Event
-	// Waited is true for a poll that waited and was then answered: Zulip has renewed the queue's idle clock. It is set on the last
-	// batch of the answer. With no events at all it means that somebody else polls the same queue, or that it was just deleted.
+	// Waited is true for a poll that waited and was then answered: Zulip has renewed the
+	// queue's idle clock. It is set on the last batch of the answer. With no events at
+	// all it means that somebody else polls the same queue, or that it was just deleted.
 	Waited bool
 	// More is true if the answer has not been read to its end.
 	More bool
@@ -63,149 +82,186 @@ type Batch struct {
 // Queue is what the poller has to know about a queue besides its id.
 type Queue struct {
 	ID       string
-	Life     time.Duration // idle time after which Zulip drops it; 0 means 10 min, what a queue gets that asks for nothing
+	Life     time.Duration // idle time after which Zulip drops it; 0: 10 min, what a queue gets unasked
 	Patience time.Duration // how long a poll may be silent; 0 means 90 s
-	Renewed  time.Time     // when the idle clock was last known to be set; zero: now
+	// Renewed is when the idle clock was last known to be set, by this machine's clock.
+	// Zero means that it is not known, which counts as long ago until a poll has waited;
+	// a time that is still to come is not known either.
+	Renewed time.Time
 }
 
-// Poller follows the event queues of one account. Client and Options must be set before the first call and are not changed after it.
-// Its methods are for one goroutine, but for Expires, ClockOverdue and Trouble, which may be called from any.
+// Poller follows the event queues of one account. Client and Options must be set before
+// the first call and are not changed after it. Its methods are for one goroutine, but for
+// Expires, ClockOverdue, Account, Trouble, Answered and Counters, which may be called from
+// any.
 type Poller struct {
 	Client  *Client
 	Options Options
 	Log     zerolog.Logger // the zero value is silent
 
-	events, rest line // Zulip counts polls apart from all other requests, and they fail apart
+	events, rest endpoint // Zulip counts polls apart from all other requests, and they fail apart
 	pace         pace
-	answer       *Answer // being read, or read to its end with its last batch in the caller's hands
-	probed       *Batch  // what Probe found, at probedAt
-	probedAt     Position
-	cautious     bool      // the next poll must not block
-	answered     time.Time // when an answer last ended
+	answer       *answer   // being read, or read to its end with its last batch in the caller's hands
+	dontBlock    bool      // the next poll must not block
 	accepted     bool      // the key was accepted at least once
 	refused      bool      // ... and has been refused since
 	warned       bool      // of an insecure account
+	channels     *Channels // see the method
+	asked        bool      // register was asked for the channels
 
-	mu    sync.Mutex // guards what the methods for any goroutine read
-	queue Queue
+	mu       sync.Mutex // guards what the methods for any goroutine read
+	queue    Queue
+	answered time.Time // when an answer last ended; written under mu, by the Poller's own goroutine
+	counters Counters
 }
 
-// line is one kind of requests.
-type line struct {
-	backoff backoff
-	told    time.Time // a 429 forbids requests before
-	exact   bool      // the next request leaves at told, no later
-
-	mu     sync.Mutex // guards outage for Trouble
-	outage *outage    // nil: all is well
-}
-
-// outage is a time without useful answers.
-type outage struct {
-	since time.Time
-	tries int
-	what  string
-	said  map[string]bool // logged already
-}
-
-// Next returns the next events behind at, in queue order, waiting for them as long as it takes. Calling it acknowledges everything
-// up to at to Zulip, sooner or later: nothing may be called with a position that is not durable.
+// Next returns the next events behind at, in queue order, waiting for them as long as it
+// takes. Calling it acknowledges everything up to at to Zulip, sooner or later: nothing
+// may be called with a position that is not durable.
 //
-// An answer can be huge, so it is decoded piece by piece: as long as each call continues where the batch before ended (at the largest
-// ID in it, or at the same place if there was none), the pieces come from the same answer without asking again; with any other
+// An answer can be huge, so it is decoded piece by piece: as long as each call continues
+// where the batch before ended (at the largest ID in it, or at the same place if there
+// was none), the pieces come from the same answer without asking again; with any other
 // position the rest of the answer is dropped and Zulip is asked anew.
 //
-// Whatever a later request may heal (no connection, 5xx, 429, HTML, a body cut short, 401 after the key was once accepted) is retried
-// inside, for ever, with back-off, and logged once per change. Errors returned are: a [*RefusedError] for a 400 on the poll, which may
-// mean that the queue is lost; an [*AuthError] if the key was refused before it was ever accepted; a [*ConfigError]; or ctx's.
+// Whatever a later request may heal (no connection, 5xx, 429, HTML, a body cut short, 401
+// after the key was once accepted) is retried inside, for ever, with back-off, and logged
+// once per change. Errors returned are: a [*RefusedError] for a 400 on the poll, which
+// may mean that the queue is lost; an [*AuthError] if the key was refused before it was
+// ever accepted; a [*ConfigError]; or ctx's.
 func (p *Poller) Next(ctx context.Context, at Position) (*Batch, error) {
-	if b := p.probed; b != nil {
-		p.probed = nil
-		if at == p.probedAt && len(b.Events) > 0 {
-			return b, nil
-		}
-	}
-	return p.poll(ctx, at, false)
-}
-
-// Probe polls once without waiting and without acknowledging more than Next would have: is the queue alive at this position? nil: yes.
-// The same errors as Next, and the same patience with everything that may heal. What the answer brings is not lost: a Next from the
-// same position goes on with it.
-func (p *Poller) Probe(ctx context.Context, at Position) error {
-	p.probed = nil
-	p.drop()
-	b, err := p.poll(ctx, at, true)
-	if err != nil {
-		return err
-	}
-	p.probed, p.probedAt = b, at
-	return nil
-}
-
-// Drain is Next without waiting: an empty batch means that nothing is pending behind at. It is for changing over to another queue
-// (design, section 9.6).
-func (p *Poller) Drain(ctx context.Context, at Position) (*Batch, error) {
-	p.probed = nil
-	return p.poll(ctx, at, true)
-}
-
-// poll is Next, or Drain. A batch without events is returned only by a poll that waited or was not to block.
-func (p *Poller) poll(ctx context.Context, at Position, drain bool) (*Batch, error) {
 	for {
 		if a := p.answer; a == nil || a.done || a.at.Queue != at.Queue || a.last != at.Last {
-			p.drop()
-			// If the power fails here, Zulip may have forgotten everything up to at, and nothing more.
-			if err := p.ask(ctx, at, drain); err != nil {
+			// If the power fails here, Zulip may have forgotten everything up to at, and
+			// nothing more.
+			if err := p.ask(ctx, at, false); err != nil {
 				return nil, err
 			}
 		}
-		b, err := p.answer.Next(ctx)
+		b, err := p.read(ctx, false)
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			p.drop()
-			p.cautious = true
-			p.failed(&p.events, err)
-			continue
+			return nil, err
 		}
-		p.recovered(&p.events)
-		if p.answer.done {
-			p.finished(drain)
-		}
-		if len(b.Events) > 0 || b.Waited || drain {
+		if b != nil && (len(b.Events) > 0 || b.Waited) {
 			return b, nil
 		}
 	}
 }
 
-// ask makes a poll; its answer is p.answer then.
+// Probe polls once without waiting and acknowledges nothing that Next would not: is the
+// queue alive at this position? nil: yes. The same errors as Next, and the same patience
+// with everything that may heal. What the answer brings is not kept, and neither is an
+// answer that Next had begun: a Next from the same position asks anew, and Zulip sends
+// the same again.
+func (p *Poller) Probe(ctx context.Context, at Position) error {
+	defer p.drop()
+	for {
+		if err := p.ask(ctx, at, true); err != nil {
+			return err
+		}
+		b, err := p.read(ctx, true) // a 200 may still be a page of HTML
+		if err != nil {
+			return err
+		}
+		if b != nil {
+			if b.More {
+				p.finished(true)
+			}
+			return nil
+		}
+	}
+}
+
+// Drain asks the queue once more, without waiting, and gives each every batch of the
+// answer, in order. Whatever was in the queue behind at when Drain was called has been
+// given to each when it returns nil. An answer that Next had begun does not serve for
+// that, since it was asked for earlier; it is dropped. It is for changing over to another
+// queue (design, section 9.6).
+//
+// An answer that breaks in the middle is asked for again, from the largest event id that
+// each was given: so each must not return nil before what it was given is durable. Events
+// without an id may come again then. each is not called without events, its error ends
+// the draining and is returned as it is, and it must not poll. A batch is valid until
+// each returns. Other errors are those of Next.
+func (p *Poller) Drain(ctx context.Context, at Position, each func(*Batch) error) error {
+	defer p.drop()
+	for {
+		if err := p.ask(ctx, at, true); err != nil {
+			return err
+		}
+		for p.answer != nil {
+			b, err := p.read(ctx, true)
+			switch {
+			case err != nil:
+				return err
+			case b == nil:
+				continue // ask again
+			case len(b.Events) > 0:
+				at.Last = p.answer.last
+				if err := each(b); err != nil {
+					return err
+				}
+			}
+			if !b.More {
+				return nil
+			}
+		}
+	}
+}
+
+// read takes the next batch of the answer in hand. No batch and no error: the answer
+// broke, and is gone.
+func (p *Poller) read(ctx context.Context, drain bool) (*Batch, error) {
+	b, err := p.answer.Next(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		p.drop()
+		p.dontBlock = true
+		p.failed(&p.events, err)
+		return nil, nil
+	}
+	p.recovered(&p.events)
+	if p.answer.done {
+		p.finished(drain)
+	}
+	return b, nil
+}
+
+// ask makes a poll; its answer is in hand then, in place of the one before. drain: one
+// that does not wait.
 func (p *Poller) ask(ctx context.Context, at Position, drain bool) error {
+	p.drop()
 	return p.retry(ctx, &p.events, func() error {
 		p.pace.poll(time.Now())
-		// After a failure the server may need time to notice that the poll before is gone; and an answer at once, even an empty one, says
-		// that all is well again, where a poll that waits says nothing for a minute.
-		a, err := p.Client.Events(ctx, at, drain || p.cautious, p.patience(at.Queue))
+		// After a failure the server may need time to notice that the poll before is
+		// gone; and an answer at once, even an empty one, says that all is well again,
+		// where a poll that waits says nothing for a minute.
+		a, err := p.Client.events(ctx, at, drain || p.dontBlock, p.patience(at.Queue))
 		if err != nil {
-			if t, ok := errors.AsType[*trouble](err); !ok || !t.limited {
-				p.cautious = true
+			if t, ok := errors.AsType[*transientError](err); !ok || !t.limited {
+				p.dontBlock = true
 			}
 			return err
 		}
-		a.dontBlock = drain || p.cautious
+		a.dontBlock = drain || p.dontBlock
 		p.answer = a
 		return nil
 	})
 }
 
-// finished judges an answer that was read to its end.
+// finished judges an answer that was read to its end, or as far as it was of interest.
 func (p *Poller) finished(drain bool) {
 	a, now := p.answer, time.Now()
-	p.answered = now
-	p.cautious = false
+	p.ended(a, now)
+	p.dontBlock = false
 	asOf := a.came
 	if a.waited {
 		asOf = a.sent
+		if a.came.Sub(a.sent) > longAgo {
+			a.rate.reset = 0
+		}
 		p.mu.Lock()
 		if p.queue.ID == a.at.Queue {
 			p.queue.Renewed = later(p.queue.Renewed, a.sent)
@@ -219,10 +275,12 @@ func (p *Poller) finished(drain bool) {
 	case drain && a.count == 0:
 		// Nothing was there to move to.
 	case a.dontBlock && a.count == 0:
-		// Likewise; but a server that answers these and fails those that wait must not be asked at full speed.
+		// Likewise; but a server that answers these and fails those that wait must not be
+		// asked at full speed.
 		p.events.backoff.slow(now)
 	default:
-		// Only what cannot be acknowledged, or nothing where something was due: asked again, Zulip would say the same at once.
+		// Only what cannot be acknowledged, or nothing where something was due: asked
+		// again, Zulip would say the same at once.
 		p.events.backoff.failed(now)
 	}
 }
@@ -235,85 +293,141 @@ func (p *Poller) drop() {
 	}
 }
 
-// Close drops the answer in hand, with its connection if it was not read to its end. The Poller can be used again afterwards.
+// Close drops the answer in hand, with its connection if it was not read to its end. The
+// Poller can be used again afterwards.
 func (p *Poller) Close() {
-	p.probed = nil
 	p.drop()
-	p.Client.CloseIdle()
+	p.Client.closeIdle()
 }
 
-// Register makes a queue, retrying like Next. A 400 is a *ConfigError: Zulip refuses the options (a narrow it does not know, a guest who
-// asks for all public channels).
+// registerGrace is how long a register that is under way is waited for after its context
+// has ended.
+const registerGrace = 3 * time.Second
+
+// Register makes a queue, retrying like Next. A *RefusedError means that Zulip does not
+// take the options (a narrow it does not know, a guest who asks for all public channels,
+// say); a *ConfigError that they cannot be sent at all.
+//
+// Zulip may have made the queue before its answer is here, and nobody else ever learns
+// that queue's id. So when ctx ends while a request is under way, its answer is waited
+// for, for up to 3 s. If it comes, Register returns the queue and no error, though ctx is
+// over: the caller deletes it then. No new request begins after ctx has ended.
 func (p *Poller) Register(ctx context.Context) (*Registration, error) {
 	if err := p.Options.Validate(); err != nil {
 		return nil, err
 	}
 	var r *Registration
 	err := p.retry(ctx, &p.rest, func() (err error) {
-		r, err = p.Client.Register(ctx, p.Options)
-		if refused, ok := errors.AsType[*RefusedError](err); ok {
-			if refused.Msg == "Could not allocate event queue" { // Tornado's trouble, not ours (zerver/lib/events.py)
-				return &trouble{text: refused.Error()}
-			}
-			return &ConfigError{fmt.Sprintf("Zulip at %s does not register a queue with these options: %s",
-				p.Client.account.Site, quote(refused.Msg)), refused}
+		longer, cancel := outlive(ctx, registerGrace)
+		defer cancel()
+		// The channels are for people to know, so they are asked for once: whatever goes
+		// wrong with them, a second try goes without.
+		channels := !p.asked
+		p.asked = true
+		r, err = p.Client.register(longer, p.Options, channels)
+		if refused, ok := errors.AsType[*RefusedError](err); ok && refused.Msg == "Could not allocate event queue" {
+			return &transientError{text: refused.Error()} // Tornado's trouble, not ours (zerver/lib/events.py)
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	if r.Channels != nil {
+		p.channels = r.Channels
+	}
 	return r, nil
 }
 
-// Follow tells the poller about the queue that Next will poll: needed after Register and after a restart.
+// outlive returns a context that ends grace later than ctx.
+func outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel()
+		case <-longer.Done():
+		}
+	})
+	return longer, func() { stop(); cancel() }
+}
+
+// Follow tells the poller about the queue that Next will poll: needed after Register and
+// after a restart.
 func (p *Poller) Follow(q Queue) {
 	if q.Life <= 0 {
 		q.Life = serverLife
 	}
-	if q.Renewed.IsZero() {
-		q.Renewed = time.Now()
+	if q.Renewed.After(time.Now()) {
+		q.Renewed = time.Time{} // another clock's, and nothing can be told from it
 	}
 	p.mu.Lock()
 	p.queue = q
 	p.mu.Unlock()
 }
 
-// Delete retires a queue: one try, since a queue that is left over ends by itself. One that is gone already is no error.
+// Delete retires a queue: one try, since a queue that is left over ends by itself. One
+// that is gone already is no error.
 func (p *Poller) Delete(ctx context.Context, queue string) error {
-	err := p.Client.DeleteQueue(ctx, queue)
+	err := p.Client.deleteQueue(ctx, queue)
 	if refused, ok := errors.AsType[*RefusedError](err); ok && refused.Kind == BadQueue {
 		return nil
 	}
+	p.count(&p.rest, err)
 	return err
 }
 
-// Expires is when Zulip may drop the queue of Follow: the sending time of the last poll that waited, plus the queue's life. Polls that
-// are answered at once do not set the clock (zerver/tornado/event_queue.py, connect_handler is the only place that does).
+// Expires is when Zulip may drop the queue of Follow: the sending time of the last poll
+// that waited, plus the queue's life. Polls that are answered at once do not set the
+// clock (zerver/tornado/event_queue.py, connect_handler is the only place that does). The
+// zero time: not known yet.
 func (p *Poller) Expires() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.queue.Renewed.IsZero() {
+		return time.Time{}
+	}
 	return p.queue.Renewed.Add(p.queue.Life)
 }
 
-// ClockOverdue reports whether three quarters of the queue's life have passed since the last poll that waited. At the rate of this
-// organization no poll may ever wait; then it is time to change over to another queue while this one lives.
+// Life is for how long Zulip keeps the queue of Follow while no poll waits.
+func (p *Poller) Life() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.queue.Life
+}
+
+// ClockOverdue reports whether three quarters of the queue's life have passed since the
+// last poll that waited. At the rate of this organization no poll may ever wait; then it
+// is time to change over to another queue while this one lives. While it is not known
+// when a poll last waited, they count as passed.
 func (p *Poller) ClockOverdue() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.queue.Life > 0 && time.Since(p.queue.Renewed) >= p.queue.Life/4*3
 }
 
-// Trouble says what keeps Zulip from answering and since when; empty if nothing does.
-func (p *Poller) Trouble() (what string, since time.Time) {
-	for _, l := range []*line{&p.events, &p.rest} {
-		l.mu.Lock()
-		if o := l.outage; o != nil && (what == "" || o.since.Before(since)) {
-			what, since = o.what, o.since
-		}
-		l.mu.Unlock()
+// Account returns whose key requests are made with, and at which site. It may change
+// under way, since the account is read again when Zulip refuses the key; right after a
+// call it is the account that the call was made with. Empty before the first.
+func (p *Poller) Account() (email, site string) {
+	if a := p.Client.account.Load(); a != nil {
+		return a.Email, a.Site
 	}
-	return what, since
+	return "", ""
+}
+
+// Trouble says what keeps Zulip from giving what it is being asked for, and since when;
+// set is false if nothing does, or nothing is being asked for.
+func (p *Poller) Trouble() (trouble health.State, set bool) {
+	for _, l := range []*endpoint{&p.events, &p.rest} {
+		if s, is := l.trouble.State(); is && l.asking.Load() && (!set || s.Since.Before(trouble.Since)) {
+			trouble, set = s, true
+		}
+	}
+	return trouble, set
 }
 
 // patience is how long a poll of that queue may be silent.
@@ -324,111 +438,4 @@ func (p *Poller) patience(queue string) time.Duration {
 		return p.queue.Patience
 	}
 	return defaultPatience
-}
-
-// hold waits until a request of that line may leave.
-func (p *Poller) hold(ctx context.Context, l *line) error {
-	now := time.Now()
-	due := later(l.told, l.backoff.until)
-	switch {
-	case l.exact && l.told.After(now):
-		due = l.told // what is told is enough
-	case l == &p.events:
-		p.mu.Lock()
-		life, hurry := p.queue.Life, p.queue.Life > 0 && now.Sub(p.queue.Renewed) > p.queue.Life/4
-		p.mu.Unlock()
-		due = later(due, now.Add(p.pace.delay(now, p.answered, hurry, life)))
-	}
-	l.exact = false
-	return sleepUntil(ctx, due)
-}
-
-// retry makes a request until it works, or fails in a way that no repetition heals.
-func (p *Poller) retry(ctx context.Context, l *line, request func() error) error {
-	for {
-		if err := p.hold(ctx, l); err != nil {
-			return err
-		}
-		if p.refused {
-			if _, err := p.Client.Reload(); err != nil {
-				p.failed(l, err)
-				continue
-			}
-		}
-		err := request()
-		if a := p.Client.account; a != nil && a.Insecure && !p.warned {
-			p.warned = true
-			p.Log.Warn().Msgf("certificates are not checked (insecure): whoever is between us and %s can read everything, the key included", a.Site)
-		}
-		if err == nil {
-			p.accepted, p.refused = true, false
-			if l == &p.rest {
-				l.backoff.succeeded()
-				p.recovered(l)
-			} // of a poll it is too early to tell: the answer has only begun
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if _, ok := errors.AsType[*trouble](err); ok {
-			p.failed(l, err)
-			continue
-		}
-		if _, ok := errors.AsType[*AuthError](err); ok && p.accepted {
-			p.refused = true
-			p.failed(l, err)
-			continue
-		}
-		if _, ok := errors.AsType[*RefusedError](err); ok {
-			p.accepted, p.refused = true, false // the account was let in
-			p.recovered(l)
-		}
-		l.backoff.slow(time.Now())
-		return err
-	}
-}
-
-// failed notes that a request of that line failed and may be healed by another, and logs what is new about it.
-func (p *Poller) failed(l *line, err error) {
-	now := time.Now()
-	what := err.Error()
-	doing := "asking again, less and less often"
-	if t, ok := errors.AsType[*trouble](err); ok && t.limited {
-		l.told, l.exact = later(l.told, now.Add(t.wait)), true
-		if l == &p.events {
-			p.pace.limited(now, t.rate)
-		}
-		doing = fmt.Sprintf("waiting %v as told", t.wait.Round(time.Millisecond))
-	} else {
-		l.backoff.failed(now)
-	}
-	if l == &p.events {
-		doing += ", the queue is kept"
-	}
-	if p.refused {
-		doing += "; the account is read again before each try"
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.outage == nil {
-		l.outage = &outage{since: now, said: make(map[string]bool)}
-	}
-	l.outage.tries++
-	l.outage.what = what
-	// Servers that change between two errors are told of once each; texts that never repeat, only so often.
-	if !l.outage.said[what] && len(l.outage.said) < 10 {
-		l.outage.said[what] = true
-		p.Log.Warn().Msg(what + "; " + doing)
-	}
-}
-
-// recovered notes that requests of that line are answered.
-func (p *Poller) recovered(l *line) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if o := l.outage; o != nil {
-		p.Log.Info().Msgf("Zulip answers again after %v, %d tries", time.Since(o.since).Round(time.Millisecond), o.tries)
-		l.outage = nil
-	}
 }

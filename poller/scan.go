@@ -8,12 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// scanner reads one JSON value, in as many pieces as it comes in. On the way it checks the grammar (RFC 8259) and picks up the
-// members that the bridge needs: id, type and op of the value itself, and the id of its message. It exists because a library's
-// decoder stops for good at the first bad byte, and because none takes both a value of any size in pieces and the bytes as sent.
+// scanner reads one JSON value, in as many pieces as it comes in. On the way it checks
+// the grammar (RFC 8259) and picks up the members that the bridge needs: id, type and op
+// of the value itself, and the id of its message. It exists because a library's decoder
+// stops for good at the first bad byte, and because none takes both a value of any size
+// in pieces and the bytes as sent.
 //
-// Two liberties: the bytes inside a string may be anything (control characters, NUL, what is no UTF-8), since they are carried and
-// not interpreted; and nesting may be as deep as maxDepth, since a level costs one bit and no call.
+// Two liberties: the bytes inside a string may be anything (control characters, NUL, what
+// is no UTF-8), since they are carried and not interpreted; and nesting may be as deep as
+// maxDepth, since a level costs one bit and no call.
 type scanner struct {
 	state   scanState
 	inKey   bool   // the string being read is a key
@@ -36,8 +39,8 @@ type scanner struct {
 	hasType  bool
 	msgID    int64
 	root     string // the value itself if it is plain and rootText is set
-	rootText bool   // set by the caller, for the members of an answer: keep the value itself, a string's text or the bytes
-	words    *words
+	rootText bool   // set by the caller, for members of an answer: keep the value, a string's text or the bytes
+	words    *interned
 }
 
 type scanState uint8
@@ -85,7 +88,8 @@ const (
 )
 
 const (
-	// maxDepth bounds the memory that nesting costs: 8 MiB. No event that is kept whole comes near it.
+	// maxDepth bounds the memory that nesting costs: 8 MiB. No event that is kept whole
+	// comes near it.
 	maxDepth = 64 << 20
 	// maxWord bounds what is kept of a type or op; Zulip's longest is 29 bytes.
 	maxWord = 64 << 10
@@ -98,8 +102,9 @@ func (s *scanner) reset() {
 	*s = scanner{kinds: s.kinds[:0], text: s.text[:0], words: s.words}
 }
 
-// scan takes the next piece of the value and says how many of its bytes belong to the value. The value is complete when s.state is
-// scanDone; a number at the top never is, since only the byte behind it can end it: n < len(b) then, see endNumber. An error is a
+// scan takes the next piece of the value and says how many of its bytes belong to the
+// value. The value is complete when s.state is scanDone; a number at the top never is,
+// since only the byte behind it can end it: n < len(b) then, see endNumber. An error is a
 // breach of the grammar at b[n].
 func (s *scanner) scan(b []byte) (n int, err error) {
 	i, start := 0, 0 // start: where the wanted token begins in b
@@ -338,8 +343,9 @@ func (s *scanner) scan(b []byte) (n int, err error) {
 	return i, nil
 }
 
-// string reads on in a string from b[i] and returns where it stopped: behind its end, at an escape's second byte, or at len(b).
-// start is where the string's own bytes begin in b.
+// string reads on in a string from b[i] and returns where it stopped: behind its end, at
+// an escape's second byte, or at len(b). start is where the string's own bytes begin in
+// b.
 func (s *scanner) string(b []byte, i, start int) int {
 	for {
 		i = stringStop(b, i)
@@ -347,7 +353,8 @@ func (s *scanner) string(b []byte, i, start int) int {
 			return i
 		}
 		if b[i] != '"' {
-			// An escape. The common ones are done with here; what is not whole or not right is left to scan.
+			// An escape. The common ones are done with here; what is not whole or not
+			// right is left to scan.
 			s.escaped = true
 			i++
 			if i < len(b) && b[i] != 'u' && isEscape(b[i]) {
@@ -363,7 +370,8 @@ func (s *scanner) string(b []byte, i, start int) int {
 		i++
 		if !s.inKey {
 			s.ended()
-			// The commonest thing behind a value is a comma with the next key: taken here to save two turns of the loop.
+			// The commonest thing behind a value is a comma with the next key: taken here
+			// to save two turns of the loop.
 			if s.state == scanNext && s.object && i+1 < len(b) && b[i] == ',' && b[i+1] == '"' {
 				s.state = scanKey
 				return i + 1
@@ -416,7 +424,8 @@ func (s *scanner) beginKey() {
 
 // stash keeps the beginning of a wanted token whose end has not come yet.
 func (s *scanner) stash(b []byte) {
-	// Beyond the limit the token can be nothing that we look for; one byte more than the limit remembers that.
+	// Beyond the limit the token can be nothing that we look for; one byte more than the
+	// limit remembers that.
 	s.text = append(s.text, b[:min(len(b), maxWord+1-len(s.text))]...)
 }
 
@@ -495,7 +504,8 @@ func (s *scanner) number(b []byte, start, end int) {
 	s.ended()
 }
 
-// endNumber ends a number at the top at the end of all bytes, and reports whether there was one to end.
+// endNumber ends a number at the top at the end of all bytes, and reports whether there
+// was one to end.
 func (s *scanner) endNumber() bool {
 	if s.depth > 0 {
 		return false
@@ -547,8 +557,9 @@ func (s *scanner) pop() {
 	s.ended()
 }
 
-// stringStop returns the place of the first quote or backslash in b[i:], or len(b). It looks at eight bytes at a time: a byte equals
-// x where the byte of v^xxxxxxxx is zero, and (w-0x01..)&^w&0x80.. has its lowest set bit in the first zero byte of w.
+// stringStop returns the place of the first quote or backslash in b[i:], or len(b). It
+// looks at eight bytes at a time: a byte equals x where the byte of v^xxxxxxxx is zero,
+// and (w-0x01..)&^w&0x80.. has its lowest set bit in the first zero byte of w.
 func stringStop(b []byte, i int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	for ; i+8 <= len(b); i += 8 {
@@ -578,11 +589,12 @@ func isEscape(c byte) bool {
 	return false
 }
 
-// words keeps the types and ops seen, so that the same few strings are not made a million times.
-type words struct{ seen map[string]string }
+// interned keeps the types and ops seen, so that the same few strings are not made a million
+// times.
+type interned struct{ seen map[string]string }
 
 // get returns the text of the string whose bytes between the quotes are raw.
-func (w *words) get(raw []byte, escaped bool) string {
+func (w *interned) get(raw []byte, escaped bool) string {
 	if escaped {
 		raw = appendUnquoted(make([]byte, 0, len(raw)), raw)
 	}
@@ -599,8 +611,9 @@ func (w *words) get(raw []byte, escaped bool) string {
 	return t
 }
 
-// appendUnquoted appends to dst what the bytes between the quotes of a string, already known to be well-formed, stand for. Half a
-// surrogate pair becomes U+FFFD as in encoding/json; bytes that are no UTF-8 stay as they are.
+// appendUnquoted appends to dst what the bytes between the quotes of a string, already
+// known to be well-formed, stand for. Half a surrogate pair becomes U+FFFD as in
+// encoding/json; bytes that are no UTF-8 stay as they are.
 func appendUnquoted(dst, raw []byte) []byte {
 	for i := 0; i < len(raw); i++ {
 		if raw[i] != '\\' {

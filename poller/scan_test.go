@@ -10,7 +10,7 @@ import (
 
 // scanAll gives b to a fresh scanner in pieces of step bytes. ok: b is one whole value.
 func scanAll(b []byte, step int) (s *scanner, n int, ok bool) {
-	s = &scanner{words: new(words)}
+	s = &scanner{words: new(interned)}
 	for n < len(b) && s.state != scanDone {
 		piece := b[n:min(n+step, len(b))]
 		m, err := s.scan(piece)
@@ -30,16 +30,22 @@ func scanAll(b []byte, step int) (s *scanner, n int, ok bool) {
 
 func TestScannerGrammar(t *testing.T) {
 	good := []string{
-		`{}`, `[]`, `{"a":1}`, `[1,2]`, `""`, `"\""`, `"\\"`, `"\/\b\f\n\r\t"`, `"\u00e9\uD83D\uDE00"`, `true`, `false`, `null`, ` [ ] `, "\t{\r\n}",
-		`0`, `-0`, `10`, `-1.5e+10`, `0.1`, `1e5`, `1E-5`, `123456789012345678901234567890`, `[0,-0,1.0,{"a":[{}]}]`, `{"":""}`,
-		"\"\xff\xfe\"", "\"\x00\x01\n\"", `{"a":{"b":{"c":[[],[[]]]}}}`, `[ 1 , 2 ]`, `{ "a" : 1 , "b" : 2 }`, `["]","}","{","[","\"]"]`,
+		`{}`, `[]`, `{"a":1}`, `[1,2]`, `""`, `"\""`, `"\\"`, `"\/\b\f\n\r\t"`, `"\u00e9\uD83D\uDE00"`, `true`, `false`,
+		`null`, ` [ ] `, "\t{\r\n}",
+		`0`, `-0`, `10`, `-1.5e+10`, `0.1`, `1e5`, `1E-5`, `123456789012345678901234567890`,
+		`[0,-0,1.0,{"a":[{}]}]`, `{"":""}`,
+		"\"\xff\xfe\"", "\"\x00\x01\n\"", `{"a":{"b":{"c":[[],[[]]]}}}`, `[ 1 , 2 ]`, `{ "a" : 1 , "b" : 2 }`,
+		`["]","}","{","[","\"]"]`,
 		strings.Repeat("[", 10001) + strings.Repeat("]", 10001),
 		strings.Repeat(`{"a":`, 5000) + "1" + strings.Repeat("}", 5000),
 	}
 	bad := []string{
-		``, ` `, `{`, `}`, `[`, `]`, `[1`, `{"a"`, `{"a":`, `{"a":1`, `{"a" 1}`, `{a:1}`, `{'a':1}`, `{"a":1,}`, `[1,]`, `[,1]`, `[1 2]`, `{"a":1 "b":2}`,
-		`{,}`, `{"a":1,,"b":2}`, `"`, `"\"`, `"\x"`, `"\u12"`, `"\u12g4"`, `tru`, `truE`, `nul`, `nullx`, `True`, `nope`, `NaN`, `Infinity`, `-`, `-a`,
-		`01`, `-01`, `1.`, `1.e5`, `.5`, `1e`, `1e+`, `+1`, `0x10`, `1_000`, `[1}`, `{"a":1]`, `{]`, `[}`, `[1]]`, `{}{}`, `{"a":1}x`, `1 2`,
+		``, ` `, `{`, `}`, `[`, `]`, `[1`, `{"a"`, `{"a":`, `{"a":1`, `{"a" 1}`, `{a:1}`, `{'a':1}`, `{"a":1,}`, `[1,]`,
+		`[,1]`, `[1 2]`, `{"a":1 "b":2}`,
+		`{,}`, `{"a":1,,"b":2}`, `"`, `"\"`, `"\x"`, `"\u12"`, `"\u12g4"`, `tru`, `truE`, `nul`, `nullx`, `True`,
+		`nope`, `NaN`, `Infinity`, `-`, `-a`,
+		`01`, `-01`, `1.`, `1.e5`, `.5`, `1e`, `1e+`, `+1`, `0x10`, `1_000`, `[1}`, `{"a":1]`, `{]`, `[}`, `[1]]`,
+		`{}{}`, `{"a":1}x`, `1 2`,
 		strings.Repeat("[", 10001) + strings.Repeat("]", 10000),
 	}
 	for _, step := range []int{1, 2, 3, 7, 8, 9, 64, 1 << 20} {
@@ -84,7 +90,8 @@ func TestScannerMembers(t *testing.T) {
 		{`{"id":[1]}`, idBad, 0, "", "", false, 0},
 		{`{"id":{"id":1}}`, idBad, 0, "", "", false, 0},
 		{`{"ID":1,"Type":"x"}`, idMissing, 0, "", "", false, 0},
-		{`{"message":{"id":7,"type":"stream","sender":{"id":8}},"type":"message","id":1}`, idGood, 1, "message", "", true, 7},
+		{`{"message":{"id":7,"type":"stream","sender":{"id":8}},"type":"message","id":1}`, idGood, 1, "message",
+			"", true, 7},
 		{`{"message":{"\u0069d":7},"type":"message","id":1}`, idGood, 1, "message", "", true, 7},
 		{`{"message":{"id":7},"message":{"id":6},"id":1}`, idGood, 1, "", "", false, 6},
 		{`{"message":{"id":7},"message":{},"id":1}`, idGood, 1, "", "", false, 0},
@@ -105,9 +112,11 @@ func TestScannerMembers(t *testing.T) {
 				t.Errorf("%.80s: refused", test.text)
 				continue
 			}
-			if !s.isObject || s.idState != test.id || s.id != test.n && test.id == idGood || s.typ != test.typ || s.op != test.op ||
+			if !s.isObject || s.idState != test.id || s.id != test.n && test.id == idGood || s.typ != test.typ ||
+				s.op != test.op ||
 				s.hasType != test.hasType || s.msgID != test.msgID {
-				t.Errorf("in steps of %d, %.80s: object %v, id %d %d, type %.20q %v, op %q, message %d", step, test.text, s.isObject, s.idState, s.id,
+				t.Errorf("in steps of %d, %.80s: object %v, id %d %d, type %.20q %v, op %q, message %d", step,
+					test.text, s.isObject, s.idState, s.id,
 					s.typ, s.hasType, s.op, s.msgID)
 			}
 		}
@@ -120,7 +129,8 @@ func TestScannerMembers(t *testing.T) {
 }
 
 // oracle is what encoding/json makes of an event.
-func oracle(t *testing.T, b []byte) (id int64, hasID bool, typ string, hasType bool, op string, msgID int64, object bool) {
+func oracle(t *testing.T, b []byte) (id int64, hasID bool, typ string, hasType bool, op string, msgID int64,
+	object bool) {
 	var m map[string]json.RawMessage
 	if json.Unmarshal(b, &m) != nil || m == nil {
 		return
@@ -151,20 +161,23 @@ func oracle(t *testing.T, b []byte) (id int64, hasID bool, typ string, hasType b
 	return
 }
 
-// FuzzScanner compares the scanner with encoding/json: the same values are values, and they have the same members, in whatever pieces
-// they come.
+// FuzzScanner compares the scanner with encoding/json: the same values are values, and
+// they have the same members, in whatever pieces they come.
 func FuzzScanner(f *testing.F) {
 	for _, text := range []string{
 		`{"type":"message","message":{"id":1,"content":"x \"y\" \\ \u00e9"},"flags":[],"id":5}`,
-		`{"\u0074ype":"a\ud83d\ude00","op":"\ud800","id":1,"id":2.5e+7}`, ` [ 1 , -0.5 , null , true , {"a":{"b":[]}} ] `,
-		`{"message":{"id":3},"message":7,"type":null,"op":"x","id":9223372036854775808}`, "\"\x00\xff\"", `{"a":1,}`, `{"a":[1}`, `1.`, `"\u12`,
+		`{"\u0074ype":"a\ud83d\ude00","op":"\ud800","id":1,"id":2.5e+7}`,
+		` [ 1 , -0.5 , null , true , {"a":{"b":[]}} ] `,
+		`{"message":{"id":3},"message":7,"type":null,"op":"x","id":9223372036854775808}`, "\"\x00\xff\"", `{"a":1,}`,
+		`{"a":[1}`, `1.`, `"\u12`,
 	} {
 		f.Add([]byte(text), 3)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, step int) {
 		s, n, ok := scanAll(b, 1<<20)
-		if pieces, m, ok2 := scanAll(b, 1+step&31); ok2 != ok || ok && m != n || pieces.idState != s.idState && ok || ok && (pieces.id != s.id ||
-			pieces.typ != s.typ || pieces.op != s.op || pieces.hasType != s.hasType || pieces.msgID != s.msgID) {
+		if pieces, m, ok2 := scanAll(b, 1+step&31); ok2 != ok || ok && m != n || pieces.idState != s.idState && ok ||
+			ok && (pieces.id != s.id ||
+				pieces.typ != s.typ || pieces.op != s.op || pieces.hasType != s.hasType || pieces.msgID != s.msgID) {
 			t.Fatalf("%q: whole %v %d, in pieces %v %d\n%+v\n%+v", b, ok, n, ok2, m, s, pieces)
 		}
 		valid := json.Valid(b)
@@ -179,10 +192,13 @@ func FuzzScanner(f *testing.F) {
 		}
 		id, hasID, typ, hasType, op, msgID, object := oracle(t, b)
 		clean := func(s string) string { return string([]rune(s)) } // as encoding/json does with what is no UTF-8
-		if s.isObject != object || (s.idState == idGood) != hasID || hasID && s.id != id || s.hasType != hasType || clean(s.typ) != typ ||
+		if s.isObject != object || (s.idState == idGood) != hasID || hasID && s.id != id || s.hasType != hasType ||
+			clean(s.typ) != typ ||
 			clean(s.op) != op || s.msgID != msgID {
-			t.Fatalf("%q\nobject %v, id %d %v, type %q %v, op %q, message %d; encoding/json: object %v, id %d %v, type %q %v, op %q, message %d", b,
-				s.isObject, s.id, s.idState == idGood, s.typ, s.hasType, s.op, s.msgID, object, id, hasID, typ, hasType, op, msgID)
+			t.Fatalf("%q\nobject %v, id %d %v, type %q %v, op %q, message %d; encoding/json: object %v, id %d %v, "+
+				"type %q %v, op %q, message %d", b,
+				s.isObject, s.id, s.idState == idGood, s.typ, s.hasType, s.op, s.msgID, object, id, hasID, typ,
+				hasType, op, msgID)
 		}
 	})
 }

@@ -28,6 +28,9 @@ type world struct {
 	log *logged
 	at  Position
 	reg *Registration
+
+	sent []time.Time // when busy let events happen
+	came int         // how many of them are here
 }
 
 // tap notes every request on its way.
@@ -88,7 +91,8 @@ func (l *logged) lines() []string {
 	return strings.FieldsFunc(l.buf.String(), func(r rune) bool { return r == '\n' })
 }
 
-// bubble runs a test in a synctest bubble with a world in it. setup may change the server before it is used.
+// bubble runs a test in a synctest bubble with a world in it. setup may change the server
+// before it is used.
 func bubble(t *testing.T, setup func(*zulipsim.Server), test func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -108,6 +112,11 @@ func bubble(t *testing.T, setup func(*zulipsim.Server), test func(t *testing.T, 
 		t.Cleanup(func() {
 			w.Close()
 			w.sim.Close()
+			for _, a := range w.tap.since(0) {
+				if got := a.req.Header.Get("Accept-Language"); got != "en" {
+					t.Errorf("%s asks for the language %q", a.req.URL.Path, got)
+				}
+			}
 			for _, line := range w.log.lines() {
 				if strings.Contains(line, w.bot.Key) {
 					t.Errorf("the key is in the log: %s", line)
@@ -122,12 +131,13 @@ func bubble(t *testing.T, setup func(*zulipsim.Server), test func(t *testing.T, 
 // register makes a queue and follows it.
 func (w *world) register() {
 	w.t.Helper()
+	sent := time.Now()
 	r, err := w.Register(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.reg, w.at = r, Position{r.QueueID, -1}
-	w.Follow(r.Queue())
+	w.Follow(Queue{ID: r.QueueID, Life: r.Life, Patience: r.Patience, Renewed: sent})
 }
 
 // next takes the next batch, and with it the position.
@@ -169,7 +179,8 @@ func (w *world) says(n int, words ...string) {
 	}
 }
 
-// slow fails if the requests seen came faster than one a second, but for a few quick ones at the start.
+// slow fails if the requests seen came faster than one a second, but for a few quick ones
+// at the start.
 func (w *world) slow(seen []asked) {
 	w.t.Helper()
 	const quick = 6

@@ -12,7 +12,8 @@ import (
 
 const testKey = "abcdefghijklmnopqrstuvwxyz012345"
 
-// TestZuliprcLikeConfigParser compares what we read with what Python's configparser read from the same files.
+// TestZuliprcLikeConfigParser compares what we read with what Python's configparser read
+// from the same files.
 func TestZuliprcLikeConfigParser(t *testing.T) {
 	raw, err := os.ReadFile("testdata/zuliprc/expected.json")
 	if err != nil {
@@ -45,11 +46,12 @@ func TestZuliprcLikeConfigParser(t *testing.T) {
 			if z.hasAPI != want["section"] {
 				t.Errorf("[api] there: %v, configparser says %v", z.hasAPI, want["section"])
 			}
-			for _, key := range []string{"email", "key", "site", "insecure", "cert_bundle", "client_cert", "client_cert_key"} {
+			for _, key := range []string{"email", "key", "site", "insecure", "cert_bundle", "client_cert",
+				"client_cert_key"} {
 				got, err := z.get(key)
 				switch w := want[key].(type) {
 				case nil:
-					if z.has(key) || got != "" || err != nil {
+					if _, has := z.raw(key); has || got != "" || err != nil {
 						t.Errorf("%s is %q (%v), configparser says there is none", key, got, err)
 					}
 				case string:
@@ -88,9 +90,11 @@ func write(t *testing.T, path, text string) string {
 
 func TestLoadAccountPrecedence(t *testing.T) {
 	dir := t.TempDir()
-	otherKey, thirdKey := strings.Repeat("B", 32), strings.Repeat("c", 32)
-	file := write(t, filepath.Join(dir, "my zuliprc"), "[api]\nemail=file@example.com\nkey="+testKey+"\nsite=file.example.com\ninsecure=true\n")
-	write(t, filepath.Join(dir, ".zuliprc"), "[api]\nemail=home@example.com\nkey="+testKey+"\nsite=https://home.example.com/\n")
+	otherKey := strings.Repeat("B", 32)
+	file := write(t, filepath.Join(dir, "my zuliprc"),
+		"[api]\nemail=file@example.com\nkey="+testKey+"\nsite=file.example.com\ninsecure=true\n")
+	write(t, filepath.Join(dir, ".zuliprc"),
+		"[api]\nemail=home@example.com\nkey="+testKey+"\nsite=https://home.example.com/\n")
 	pem := write(t, filepath.Join(dir, "some.pem"), "")
 	no := false
 	tests := []struct {
@@ -100,24 +104,26 @@ func TestLoadAccountPrecedence(t *testing.T) {
 	}{
 		{"the file named", Source{File: file, Getenv: env("ZULIP_CONFIG", "/not/there")},
 			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
-		{"with ~", Source{File: "~/my zuliprc", Home: dir, Getenv: env()},
+		{"with ~", Source{File: "~/my zuliprc", Getenv: env("HOME", dir)},
 			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
-		{"ZULIP_CONFIG", Source{Home: dir, Getenv: env("ZULIP_CONFIG", file)},
+		{"ZULIP_CONFIG", Source{Getenv: env("HOME", dir, "ZULIP_CONFIG", file)},
 			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}},
 		{"~/.zuliprc", Source{Getenv: env("HOME", dir)},
 			Account{Email: "home@example.com", Key: testKey, Site: "https://home.example.com"}},
-		{"environment before file", Source{File: file, Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE",
-			"localhost:9991", "ZULIP_CERT", pem, "ZULIP_CERT_KEY", pem, "ZULIP_CERT_BUNDLE", pem, "ZULIP_ALLOW_INSECURE", "False")},
-			Account{Email: "env@example.com", Key: otherKey, Site: "http://localhost:9991", CertBundle: pem, ClientCert: pem, ClientCertKey: pem}},
-		{"argument before environment", Source{File: file, Overrides: Overrides{Email: "arg@example.com", Key: thirdKey, Site: "http://arg.example.com",
-			CertBundle: pem, ClientCert: pem, ClientCertKey: pem, Insecure: &no},
-			Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE", "x", "ZULIP_CERT", "/no",
-				"ZULIP_CERT_KEY", "/no", "ZULIP_CERT_BUNDLE", "/no", "ZULIP_ALLOW_INSECURE", "true")},
-			Account{Email: "arg@example.com", Key: thirdKey, Site: "http://arg.example.com", CertBundle: pem, ClientCert: pem, ClientCertKey: pem}},
-		{"no file at all", Source{File: "/not/there", Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE", "chat.example.com")},
+		{"environment before file", Source{File: file,
+			Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE",
+				"localhost:9991", "ZULIP_CERT", pem, "ZULIP_CERT_KEY", pem, "ZULIP_CERT_BUNDLE", pem,
+				"ZULIP_ALLOW_INSECURE", "False")},
+			Account{Email: "env@example.com", Key: otherKey, Site: "http://localhost:9991", CertBundle: pem,
+				ClientCert: pem, ClientCertKey: pem}},
+		{"argument before environment",
+			Source{File: file, Insecure: &no, Getenv: env("ZULIP_ALLOW_INSECURE", "true")},
+			Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com"}},
+		{"no file at all", Source{File: "/not/there",
+			Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey, "ZULIP_SITE", "chat.example.com")},
 			Account{Email: "env@example.com", Key: otherKey, Site: "https://chat.example.com"}},
-		{"one value each", Source{File: file, Overrides: Overrides{Email: "arg@example.com"}, Getenv: env("ZULIP_SITE", "https://env.example.com")},
-			Account{Email: "arg@example.com", Key: testKey, Site: "https://env.example.com", Insecure: true}},
+		{"one value of the environment", Source{File: file, Getenv: env("ZULIP_SITE", "https://env.example.com")},
+			Account{Email: "file@example.com", Key: testKey, Site: "https://env.example.com", Insecure: true}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -137,25 +143,41 @@ func TestLoadAccountRefuses(t *testing.T) {
 		env        []string
 		says       []string
 	}{
-		{"no key", strings.Replace(good, "key=", "#key=", 1), nil, []string{"PATH", `[api] has no "key"`, "ZULIP_API_KEY"}},
+		{"no key", strings.Replace(good, "key=", "#key=", 1), nil,
+			[]string{"PATH", `[api] has no "key"`, "ZULIP_API_KEY"}},
 		{"no site", strings.Replace(good, "site=", "#site=", 1), nil, []string{"PATH", `has no "site"`}},
 		{"no email", strings.Replace(good, "email=", "#email=", 1), nil, []string{"PATH", `has no "email"`}},
 		{"no section", strings.Replace(good, "[api]\n", "", 1), nil, []string{"PATH", "[api]", "line 1"}},
 		{"another section", strings.Replace(good, "[api]", "[bot]", 1), nil, []string{"PATH", "[api]"}},
+		{"e-mail without @", strings.Replace(good, "bot@example.com", "hunter2", 1), nil,
+			[]string{"PATH: email", "no @"}},
+		{"quotes", strings.Replace(good, testKey, `"`+testKey+`"`, 1), nil, []string{"PATH: key", "quotes"}},
+		{"single quotes", strings.Replace(good, "bot@example.com", "'bot@example.com'", 1), nil,
+			[]string{"PATH: email", "quotes"}},
+		{"quotes in the environment", good, []string{"ZULIP_SITE", `"https://chat.example.com"`},
+			[]string{"variable ZULIP_SITE", "quotes"}},
+		{"key with a hyphen", strings.Replace(good, testKey, testKey[:31]+"-", 1), nil,
+			[]string{"PATH: key", "32 letters and digits", "other characters"}},
 		{"short key", strings.Replace(good, testKey, testKey[1:], 1), nil, []string{"PATH: key", "31 characters"}},
-		{"key with a blank", strings.Replace(good, testKey, testKey[:31]+" x", 1), nil, []string{"PATH: key", "33 characters"}},
-		{"key of the environment", good, []string{"ZULIP_API_KEY", "hunter2"}, []string{"variable ZULIP_API_KEY", "7 characters"}},
+		{"key with a blank", strings.Replace(good, testKey, testKey[:31]+" x", 1), nil,
+			[]string{"PATH: key", "33 characters"}},
+		{"key of the environment", good, []string{"ZULIP_API_KEY", "hunter2"},
+			[]string{"variable ZULIP_API_KEY", "7 characters"}},
 		{"e-mail of two lines", strings.Replace(good, "key=", "  more\nkey=", 1), nil, []string{"PATH: email"}},
 		{"lone percent", strings.Replace(good, "bot@", "bot%@", 1), nil, []string{"PATH: email", "%%"}},
 		{"no URL", strings.Replace(good, "https://chat", "ftp://chat", 1), nil, []string{"PATH: site", "https://"}},
-		{"password in the URL", strings.Replace(good, "https://chat", "https://me:secret@chat", 1), nil, []string{"PATH: site", "password"}},
+		{"password in the URL", strings.Replace(good, "https://chat", "https://me:secret@chat", 1), nil,
+			[]string{"PATH: site", "password"}},
 		{"query in the URL", strings.Replace(good, ".com\n", ".com/?x\n", 2), nil, []string{"PATH"}},
 		{"insecure maybe", good + "insecure=yes\n", nil, []string{"PATH: insecure", "true or false"}},
 		{"insecure empty", good + "insecure=\n", nil, []string{"PATH: insecure", "true or false"}},
-		{"insecure in the environment", good, []string{"ZULIP_ALLOW_INSECURE", "1"}, []string{"ZULIP_ALLOW_INSECURE", "true or false"}},
-		{"no bundle", good + "cert_bundle=/not/there\n", nil, []string{"PATH: cert_bundle", "/not/there", "no such file"}},
+		{"insecure in the environment", good, []string{"ZULIP_ALLOW_INSECURE", "1"},
+			[]string{"ZULIP_ALLOW_INSECURE", "true or false"}},
+		{"no bundle", good + "cert_bundle=/not/there\n", nil,
+			[]string{"PATH: cert_bundle", "/not/there", "no such file"}},
 		{"a folder", good + "client_cert=/\n", nil, []string{"PATH: client_cert", "folder"}},
-		{"key without certificate", good + "client_cert_key=/etc/passwd\n", nil, []string{"PATH: client_cert_key", "client_cert "}},
+		{"key without certificate", good + "client_cert_key=/etc/passwd\n", nil,
+			[]string{"PATH: client_cert_key", "client_cert "}},
 		{"UTF-16", "\xff\xfe[\x00a\x00p\x00i\x00]\x00", nil, []string{"PATH", "UTF-16"}},
 		{"Latin-1", "[api]\nemail=b\xf6t@example.com\n", nil, []string{"PATH", "UTF-8"}},
 		{"not a zuliprc", strings.Repeat("x", mostZuliprc+1), nil, []string{"PATH", "larger"}},
@@ -173,7 +195,8 @@ func TestLoadAccountRefuses(t *testing.T) {
 					t.Errorf("%q does not say %q", config.Msg, word)
 				}
 			}
-			if strings.Contains(config.Msg, testKey[:31]) || strings.Contains(config.Msg, "hunter2") || strings.Contains(config.Msg, "secret") {
+			if strings.Contains(config.Msg, testKey[:31]) || strings.Contains(config.Msg, "hunter2") ||
+				strings.Contains(config.Msg, "secret") {
 				t.Errorf("%q tells a secret", config.Msg)
 			}
 			if strings.Count(config.Msg, "\n") > 0 {
@@ -189,14 +212,24 @@ func TestLoadAccountWithoutFile(t *testing.T) {
 		src  Source
 		says string
 	}{
-		"named":           {Source{File: filepath.Join(dir, "not-there.rc"), Getenv: env()}, filepath.Join(dir, "not-there.rc")},
+		"named": {Source{File: filepath.Join(dir, "not-there.rc"), Getenv: env()},
+			filepath.Join(dir, "not-there.rc")},
 		"by ZULIP_CONFIG": {Source{Getenv: env("ZULIP_CONFIG", "/not/there/either")}, "/not/there/either"},
 		"by nobody":       {Source{Getenv: env("HOME", dir)}, "--zuliprc"},
-		"half of it":      {Source{File: filepath.Join(dir, "not-there.rc"), Getenv: env("ZULIP_EMAIL", "x@example.com")}, "not-there.rc"},
+		"a bare word":     {Source{File: "zulirpc", Getenv: env()}, "there is no zuliprc zulirpc;"},
+		"without a site": {Source{Getenv: env("HOME", dir, "ZULIP_EMAIL", "x@example.com", "ZULIP_API_KEY", testKey)},
+			"set ZULIP_SITE too"},
+		"without a key": {Source{Getenv: env("HOME", dir, "ZULIP_EMAIL", "x@example.com", "ZULIP_SITE", "x")},
+			"set ZULIP_API_KEY too"},
+		"without an e-mail": {Source{Getenv: env("HOME", dir, "ZULIP_API_KEY", testKey, "ZULIP_SITE", "x")},
+			"set ZULIP_EMAIL too"},
+		"half of it": {Source{File: filepath.Join(dir, "not-there.rc"),
+			Getenv: env("ZULIP_EMAIL", "x@example.com")}, "not-there.rc"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := LoadAccount(test.src)
-			if _, ok := errors.AsType[*ConfigError](err); !ok || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), test.says) {
+			if _, ok := errors.AsType[*ConfigError](err); !ok || !errors.Is(err, fs.ErrNotExist) ||
+				!strings.Contains(err.Error(), test.says) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -205,9 +238,11 @@ func TestLoadAccountWithoutFile(t *testing.T) {
 	if _, ok := errors.AsType[*ConfigError](err); !ok || !strings.Contains(err.Error(), "directory") {
 		t.Errorf("a folder gives %v", err)
 	}
-	// Whoever runs the tests as root can read every file, so the error of the open is given here.
+	// Whoever runs the tests as root can read every file, so the error of the open is
+	// given here.
 	z := &zuliprc{path: "/x/zuliprc"}
-	if err := z.cannot(&fs.PathError{Op: "open", Path: "/x/zuliprc", Err: fs.ErrPermission}); !strings.Contains(err.Error(), "/x/zuliprc: permission") {
+	if err := z.cannot(&fs.PathError{Op: "open", Path: "/x/zuliprc",
+		Err: fs.ErrPermission}); !strings.Contains(err.Error(), "/x/zuliprc: permission") {
 		t.Errorf("a file that may not be read gives %v", err)
 	}
 }
@@ -233,7 +268,8 @@ func TestNormalSite(t *testing.T) {
 			t.Errorf("%q gives %q (%s), want %q", site, got, what, want)
 		}
 	}
-	for _, site := range []string{"https://", "https:///x", "https://a b", "ftp://x", "https://x?y", "https://x#y", "https://u@x", "https://x\ny", "https://[::1", "://", `https://x\y`} {
+	for _, site := range []string{"https://", "https:///x", "https://a b", "ftp://x", "https://x?y", "https://x#y",
+		"https://u@x", "https://x\ny", "https://[::1", "://", `https://x\y`} {
 		if got, what := normalSite(site); what == "" {
 			t.Errorf("%q gives %q", site, got)
 		}

@@ -11,12 +11,17 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/health"
 )
 
-// The headers that make a write conditional (NATS ADR-8 and nats-server, stream.go) and those of atomic batches (ADR-50).
-// Nats-Expected-Last-Msg-Id is not among them: one mismatch on a replicated stream stops it for good on nats-server 2.14.9 to 2.15.2.
+// The headers that make a write conditional (NATS ADR-8 and nats-server, stream.go) and
+// those of atomic batches (ADR-50). Nats-Expected-Stream is not among them: the
+// acknowledgement names the stream, and the header is stored, so who passes a message on
+// with its headers would be refused. Nats-Expected-Last-Msg-Id is not either: one
+// mismatch on a replicated stream stops it for good on nats-server 2.14.9 to 2.15.2.
 const (
-	headerStream     = "Nats-Expected-Stream"
 	headerLastSeq    = "Nats-Expected-Last-Sequence"
 	headerSubjectSeq = "Nats-Expected-Last-Subject-Sequence"
 	headerSubject    = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -29,23 +34,30 @@ const (
 	batchMax   = 1000    // messages in an atomic batch (nats-server, jetstream.limits.batch)
 	batchBytes = 8 << 20 // bytes in an atomic batch: the server stages them
 	nuidLength = 22
-	// farAway is the round trip from which two of them cost more than what fast ingest wins.
+	// farAway is the round trip from which two of them cost more than what fast ingest
+	// wins.
 	farAway = 5 * time.Millisecond
-	// seqDigits are the digits of the largest sequence that nats-server reads in an expectation (parseInt64).
+	// idleRoom is the room for answers to single messages, and to the chunks of two objects.
+	idleRoom = 128
+	// seqDigits are the digits of the largest sequence that nats-server reads in an
+	// expectation (parseInt64).
 	seqDigits = 19
-	// recordMax is the largest record of nats-server's file store, and recordFrame what it adds to subject, headers and data
-	// (filestore.go).
+	// recordMax is the largest record of nats-server's file store, and recordFrame what
+	// it adds to subject, headers and data (filestore.go).
 	recordMax   = 32 << 20
 	recordFrame = 34
 )
 
-// writer is what Append works with. It lives as long as the Stream, so that a write allocates next to nothing of its own.
+// writer is what Append works with. It lives as long as the Stream, so that a write
+// allocates next to nothing of its own.
 type writer struct {
 	inbox   string
 	sub     *nats.Subscription
 	answers chan *nats.Msg
 	timer   *time.Timer
 	token   uint64
+	// patience is what the timer was last set to.
+	patience time.Duration
 
 	msg    nats.Msg
 	values []string // the backing of msg.Header's values
@@ -56,21 +68,43 @@ type writer struct {
 
 func (w *writer) open(ctx context.Context, s *Stream) error {
 	w.inbox = s.link.nc.NewInbox()
-	w.answers = make(chan *nats.Msg, 16<<10)
 	w.msg.Header = make(nats.Header)
 	w.timer = time.NewTimer(time.Hour)
-	sub, err := s.link.nc.ChanSubscribe(w.inbox+".>", w.answers)
-	if err != nil {
+	if err := w.makeRoom(s.link.nc, 1); err != nil {
 		return newConnError("stream "+s.name+": subscribing to acknowledgements", err, false)
 	}
-	w.sub = sub
-	// The server has to know of the subscription before a publish of ours comes by another way.
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	// The server has to know of the subscription before a publish of ours comes by
+	// another way.
+	health.Waits(ctx, s.link.patience(apiTimeout))
+	ctx, cancel := context.WithTimeout(ctx, s.link.patience(apiTimeout))
 	defer cancel()
 	if err := s.link.nc.FlushWithContext(ctx); err != nil {
+		go s.link.measure()
 		w.close()
 		return newConnError("stream "+s.name+": subscribing to acknowledgements", err, false)
 	}
+	return nil
+}
+
+// makeRoom sees to it that no answer to n messages is lost, and that a realm in which
+// little happens holds next to nothing: the channel grows for a batch, and shrinks with
+// the next single message. There may be one answer for each message in flight, and as
+// many again for an earlier batch that was given up. What still comes to the old channel
+// is late, and nobody waits for it.
+func (w *writer) makeRoom(nc *nats.Conn, n int) error {
+	room := max(2*min(n, window*flowMax), idleRoom)
+	if room <= cap(w.answers) && (n > 1 || cap(w.answers) == idleRoom) {
+		return nil
+	}
+	answers := make(chan *nats.Msg, room)
+	sub, err := nc.ChanSubscribe(w.inbox+".>", answers)
+	if err != nil {
+		return err
+	}
+	if w.sub != nil {
+		w.close()
+	}
+	w.answers, w.sub = answers, sub
 	return nil
 }
 
@@ -107,8 +141,8 @@ func (w *writer) set(key, value string) bool {
 	return len(w.msg.Header) > before
 }
 
-// flight is one Append under way.
-type flight struct {
+// appendOp is one Append under way.
+type appendOp struct {
 	*Stream
 	ctx    context.Context
 	what   string // what is tried, for errors
@@ -118,28 +152,32 @@ type flight struct {
 	sent   bool  // something may have left
 }
 
-// answer is all that a server may say to a write: the acknowledgement, the error, and the three messages of fast ingest
-// (nats-server, stream.go: JSPubAckResponse, BatchFlowAck, BatchFlowGap, BatchFlowErr).
+// answer is all that a server may say to a write: the acknowledgement, the error, and the
+// three messages of fast ingest (nats-server, stream.go: JSPubAckResponse, BatchFlowAck,
+// BatchFlowGap, BatchFlowErr).
 type answer struct {
-	Type      string    `json:"type"` // "ack", "gap", "err" in fast ingest, else empty
-	Seq       uint64    `json:"seq"`  // of the stream in an acknowledgement, of the batch in the three
-	LastSeq   uint64    `json:"last_seq"`
-	Stream    string    `json:"stream"`
-	Domain    string    `json:"domain"`
-	Duplicate bool      `json:"duplicate"`
-	Batch     string    `json:"batch"`
-	Count     uint64    `json:"count"`
-	Error     *apiError `json:"error"`
+	Type      string              `json:"type"` // "ack", "gap", "err" in fast ingest, else empty
+	Seq       uint64              `json:"seq"`  // of the stream in an acknowledgement, of the batch in the three
+	LastSeq   uint64              `json:"last_seq"`
+	Stream    string              `json:"stream"`
+	Domain    string              `json:"domain"`
+	Duplicate bool                `json:"duplicate"`
+	Batch     string              `json:"batch"`
+	Count     uint64              `json:"count"`
+	Error     *jetstream.APIError `json:"error"`
 }
 
-// Append stores msgs in order behind after, and nothing else: if any other message came in between, the write is refused. It returns the
-// cursor for the next write. After an error nothing is known of msgs beyond what a read will show: the caller must read before it writes
-// again. Errors are [*Error] (or ctx's), whose Kind says which kind of trouble it is.
+// Append stores msgs in order behind after, and nothing else: if any other message came
+// in between, the write is refused. It returns the cursor for the next write. After an
+// error nothing is known of msgs beyond what a read will show: the caller must read
+// before it writes again. Errors are [*Error] (or ctx's), whose Kind says which kind of
+// trouble it is.
 //
-// Behind a cursor that was read, the first message goes alone, under the expectation that the newest message under the filter is the
-// one that was read. From its acknowledgement on, the rest goes by the path that the stream and the configuration offer. If the
-// connection drops, the wait for an acknowledgement ends at once, with Unclear. What does not fit (see [Stream.Fits]) is found before
-// anything is sent. msgs are not kept.
+// Behind a cursor that was read, the first message goes alone, under the expectation that
+// the newest message under the filter is the one that was read. From its acknowledgement
+// on, the rest goes by the path that the stream and the configuration offer. If the
+// connection drops, the wait for an acknowledgement ends at once, with Unclear. What does
+// not fit (see [Stream.Fits]) is found before anything is sent. msgs are not kept.
 func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Cursor, error) {
 	if len(msgs) == 0 {
 		return after, nil
@@ -155,14 +193,14 @@ func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Curs
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	f := &flight{Stream: s, ctx: ctx, what: s.label, broken: s.link.broken()}
+	f := &appendOp{Stream: s, ctx: ctx, what: s.label, broken: s.link.broken()}
 	f.waiter = s.link.wait(func(v violation) bool {
 		for i := range msgs {
 			if msgs[i].Subject == v.subject {
 				return true
 			}
 		}
-		return s.link.isReply(v.subject)
+		return s.link.unheard(v)
 	})
 	defer s.link.forget(f.waiter)
 	select {
@@ -170,17 +208,26 @@ func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Curs
 		return after, newConnError(s.label, nats.ErrDisconnected, false)
 	default:
 	}
+	if after.Epoch != s.Epoch() {
+		return after, errorf(Refused, "%s: the connection to NATS is another one than the stream was read on: it has "+
+			"to be read again", s.label)
+	}
+	if err := s.out.makeRoom(s.link.nc, len(msgs)); err != nil {
+		return after, newConnError(s.label, err, false)
+	}
 	f.lastly = s.link.nc.LastError()
 	at, err := f.append(after, msgs)
 	if err != nil {
 		return after, f.permitted(err)
 	}
+	at.Epoch = after.Epoch
 	return at, nil
 }
 
-// permitted returns err, or the missing permission that is behind it. A message that the server does not let in makes a hole in a batch,
-// and the answer about the hole may overtake the news about the permission.
-func (f *flight) permitted(err error) error {
+// permitted returns err, or the missing permission that is behind it. A message that the
+// server does not let in makes a hole in a batch, and the answer about the hole may
+// overtake the news about the permission.
+func (f *appendOp) permitted(err error) error {
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Unclear {
 		return err
 	}
@@ -193,22 +240,23 @@ func (f *flight) permitted(err error) error {
 	case <-f.waiter.refused: // so that nobody else has to report it
 	case <-time.After(time.Second):
 	}
-	return forbidden(f.what, v)
+	return f.link.forbidden(f.what, v)
 }
 
 // append stores msgs behind at.
-func (f *flight) append(at Cursor, msgs []Message) (Cursor, error) {
+func (f *appendOp) append(at Cursor, msgs []Message) (Cursor, error) {
 	var err error
 	if !at.Acked {
-		// If the power fails here, nothing was sent. One line on, the message is stored behind the one that was read, or not at all.
+		// If the power fails here, nothing was sent. One line on, the message is stored
+		// behind the one that was read, or not at all.
 		if at, err = f.first(at, &msgs[0]); err != nil {
 			return at, err
 		}
 		msgs = msgs[1:]
 	}
 	for len(msgs) > 0 {
-		// Each step ends with an acknowledgement of all it sent, so a crash leaves a prefix of msgs in the stream, and the last message
-		// of that prefix says so.
+		// Each step ends with an acknowledgement of all it sent, so a crash leaves a
+		// prefix of msgs in the stream, and the last message of that prefix says so.
 		set := f.current()
 		n := 1
 		switch f.path(len(msgs), set) {
@@ -233,7 +281,7 @@ func (f *flight) append(at Cursor, msgs []Message) (Cursor, error) {
 }
 
 // path chooses the way for n messages.
-func (f *flight) path(n int, set settings) Path {
+func (f *appendOp) path(n int, set settings) Path {
 	if n == 1 || f.cfg.Path == PathSync || f.steppedDown() {
 		return PathSync
 	}
@@ -255,14 +303,16 @@ func (f *flight) path(n int, set settings) Path {
 	return PathSync
 }
 
-// roundTrip measures the way to the server and back once for each connection: the best of three, since a busy machine makes one slow.
-func (f *flight) roundTrip() time.Duration {
+// roundTrip measures the way to the server and back once for each connection: the best of
+// three, since a busy machine makes one slow.
+func (f *appendOp) roundTrip() time.Duration {
 	w := &f.out
 	epoch := f.Epoch() + 1
 	if w.rttEpoch == epoch {
 		return w.rtt
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, f.cfg.AckTimeout)
+	health.Waits(f.ctx, f.link.patience(f.cfg.AckTimeout))
+	ctx, cancel := context.WithTimeout(f.ctx, f.link.patience(f.cfg.AckTimeout))
 	defer cancel()
 	best := time.Duration(math.MaxInt64)
 	for range 3 {
@@ -271,51 +321,97 @@ func (f *flight) roundTrip() time.Duration {
 			return 0 // the write itself will say why
 		}
 		best = min(best, time.Since(start))
+		if best > 100*farAway {
+			break // no busy machine does that, and it costs time
+		}
 	}
 	w.rtt, w.rttEpoch = best, epoch
 	return best
 }
 
-// first stores the first message behind a cursor that was read: only if the newest message under the filter is the one that was read,
-// and, on a dedicated stream, only if nothing is on its way into the stream either.
+// first stores the first message behind a cursor that was read: only if the newest
+// message under the filter is the one that was read, and, on a dedicated stream, only if
+// nothing is on its way into the stream either.
 //
-// The expectation on the filter alone does not see messages in flight: on a replicated stream the leader compares a filter with
-// wildcards with what it has applied, not with what it has proposed (nats-server, jetstream_batching.go, where the map of proposed
-// messages is asked for the filter as if it were a subject). So a message that was written without a filter, by another instance or by
-// us before an answer got lost, could be committed just before ours. The expectation on the stream's sequence does count proposals.
-// On a shared stream it says nothing, but there every write of ours names the filter, and two of those in flight refuse each other.
+// The expectation on the filter alone does not see messages in flight: on a replicated
+// stream the leader compares a filter with wildcards with what it has applied, not with
+// what it has proposed (nats-server, jetstream_batching.go, where the map of proposed
+// messages is asked for the filter as if it were a subject). So a message that was
+// written without a filter, by another instance or by us before an answer got lost, could
+// be committed just before ours. The expectation on the stream's sequence does count
+// proposals. On a shared stream it says nothing, but there every write of ours names the
+// filter, and two of those in flight refuse each other.
 //
-// The stream's last sequence is that of the message read, unless messages at its end were deleted or have aged out. Only then is
-// it asked for: the answer cannot let anything in, for the expectation on the filter stands beside it.
-func (f *flight) first(read Cursor, m *Message) (Cursor, error) {
+// The stream's last sequence is that of the message read, unless messages at its end were
+// deleted or have aged out. Only then is it asked for: the answer cannot let anything in,
+// for the expectation on the filter stands beside it. On a server that does not obey the
+// filter there is no such guard, see [appendOp.behindHole].
+func (f *appendOp) first(read Cursor, m *Message) (Cursor, error) {
 	at, err := f.single(read, read.Seq, m)
-	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Refused || !f.current().dedicated {
+	set := f.current()
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Refused || !set.dedicated {
 		return at, err
 	}
 	info, infoErr := f.readInfo(f.ctx, f.name)
 	if infoErr != nil || info.State.LastSeq <= read.Seq {
 		return at, err
 	}
+	if !set.obeysFilter && !f.behindHole(read, info) {
+		if info.Config.Replicas != 1 {
+			err = errorf(Refused, "%w; if this lasts, the newest messages of the stream were deleted or have aged "+
+				"out, and nothing more can be written until its servers are nats-server %s or newer, or it has one "+
+				"replica instead of %d",
+				err, Oldest,
+				info.Config.Replicas)
+		}
+		return at, err
+	}
 	return f.single(read, info.State.LastSeq, m)
 }
 
-// expect sets the headers that say what the next message must follow; last is the stream's last sequence as we know it.
-func (f *flight) expect(at Cursor, last uint64, isDedicated bool) {
-	f.out.set(headerStream, f.name)
-	if isDedicated {
+// behindHole says whether the sequences between the message read and the last one that
+// INFO tells are certainly empty, for servers on which nothing but that sequence guards
+// the write.
+//
+// INFO came after the read, so what another instance wrote in between would be in its
+// sequence, and the write behind it would be let in. A second read, after INFO, that
+// still finds the old message says that there was none: but only if both answers come
+// from the same server. With several replicas one of the two may come from a leader that
+// was deposed, and no order of the questions helps (design, section 2). With one replica
+// there is one server that could answer. A write after the second read moves the stream's
+// sequence, and ours is refused.
+func (f *appendOp) behindHole(read Cursor, info *streamInfo) bool {
+	if info.Config.Replicas != 1 {
+		return false
+	}
+	again, _, err := f.Last(f.ctx)
+	return err == nil && again.Seq == read.Seq
+}
+
+// expect sets the headers that say what the next message must follow; last is the
+// stream's last sequence as we know it.
+//
+// An old server does not obey the filter (see [obeysFilter]): it would refuse what is
+// right, or let in what is wrong. There the stream is dedicated, or check had refused it,
+// and the stream's sequence carries the promise alone: every message in the stream is
+// under the filter, so a sequence that is still the last one is that of the filter's
+// newest message. Such servers compare it when they apply a write, on all replicas alike,
+// so nothing on its way is overlooked (nats-server 2.9 to 2.11, processJetStreamMsg).
+func (f *appendOp) expect(at Cursor, last uint64, set settings) {
+	if set.dedicated {
 		f.out.set(headerLastSeq, strconv.FormatUint(last, 10))
 	}
-	if !isDedicated || !at.Acked {
+	if !set.dedicated || !at.Acked && set.obeysFilter {
 		f.out.set(headerSubjectSeq, strconv.FormatUint(at.Seq, 10))
 		f.out.set(headerSubject, f.cfg.Filter)
 	}
 }
 
 // single stores one message.
-func (f *flight) single(at Cursor, last uint64, m *Message) (Cursor, error) {
+func (f *appendOp) single(at Cursor, last uint64, m *Message) (Cursor, error) {
 	w := &f.out
 	w.load(m)
-	f.expect(at, last, f.current().dedicated)
+	f.expect(at, last, f.current())
 	w.token++
 	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
 	w.msg.Reply = reply
@@ -340,25 +436,30 @@ func (f *flight) single(at Cursor, last uint64, m *Message) (Cursor, error) {
 }
 
 // acknowledged makes the next cursor of an acknowledgement.
-func (f *flight) acknowledged(a *answer) (Cursor, error) {
+func (f *appendOp) acknowledged(a *answer) (Cursor, error) {
 	switch {
 	case a.Error != nil:
 		return Cursor{}, f.refused(a.Error)
 	case a.Stream != f.name || a.Domain != f.domain:
-		return Cursor{}, errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q: two streams "+
-			"capture the same subjects; remove %s from one of them", f.what, a.Stream, a.Domain, f.name, f.domain, f.cfg.Filter)
+		return Cursor{}, errorf(Wrong,
+			"%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q: two streams "+
+				"capture the same subjects; remove %s from one of them", f.what, a.Stream, a.Domain, f.name, f.domain,
+			f.cfg.Filter)
 	case a.Duplicate:
-		return Cursor{}, errorf(Refused, "%s: the stream holds a message with this Nats-Msg-Id already, at sequence %d; "+
-			"the stream has to be read again", f.what, a.Seq)
+		return Cursor{}, errorf(Refused,
+			"%s: the stream holds a message with this Nats-Msg-Id already, at sequence %d; "+
+				"the stream has to be read again", f.what, a.Seq)
 	case a.Seq == 0:
-		return Cursor{}, errorf(Wrong, "%s: acknowledged without a sequence; what answers there is no JetStream", f.what)
+		return Cursor{}, errorf(Wrong,
+			"%s: acknowledged without a sequence; what answers there is no JetStream", f.what)
 	}
 	return Cursor{Seq: a.Seq, Acked: true}, nil
 }
 
-// refused makes an error of a server's refusal, and notes what it says about the stream's settings.
-func (f *flight) refused(e *apiError) *Error {
-	switch e.ErrCode {
+// refused makes an error of a server's refusal, and notes what it says about the stream's
+// settings.
+func (f *appendOp) refused(e *jetstream.APIError) *Error {
+	switch e.ErrorCode {
 	case 10174:
 		f.change(func(s *settings) { s.atomic = false })
 	case 10205:
@@ -378,7 +479,7 @@ func (f *flight) refused(e *apiError) *Error {
 }
 
 // publish sends the message that is loaded.
-func (f *flight) publish() error {
+func (f *appendOp) publish() error {
 	err := f.link.nc.PublishMsg(&f.out.msg)
 	if err != nil {
 		return newConnError(f.what, err, f.sent)
@@ -387,11 +488,15 @@ func (f *flight) publish() error {
 	return nil
 }
 
-func (f *flight) startTimer() { f.out.timer.Reset(f.cfg.AckTimeout) }
+func (f *appendOp) startTimer() {
+	f.out.patience = f.link.patience(f.cfg.AckTimeout)
+	health.Waits(f.ctx, f.out.patience)
+	f.out.timer.Reset(f.out.patience)
+}
 
-// next waits for any answer. It ends early when the connection drops, when the server says that a permission is missing, and when
-// the timer runs out.
-func (f *flight) next() (*nats.Msg, error) {
+// next waits for any answer. It ends early when the connection drops, when the server
+// says that a permission is missing, and when the timer runs out.
+func (f *appendOp) next() (*nats.Msg, error) {
 	select {
 	case msg := <-f.out.answers:
 		return msg, nil
@@ -403,25 +508,29 @@ func (f *flight) next() (*nats.Msg, error) {
 	case <-f.broken:
 		return nil, f.interrupted()
 	case v := <-f.waiter.refused:
-		return nil, forbidden(f.what, v)
+		return nil, f.link.forbidden(f.what, v)
 	case <-f.ctx.Done():
 		return nil, context.Cause(f.ctx)
 	case <-f.out.timer.C:
-		return nil, errorf(Unclear, "%s: no acknowledgement for %v; it may be stored, or may yet be", f.what, f.cfg.AckTimeout)
+		go f.link.measure() // the way may be longer than the wait
+		return nil, errorf(Unclear, "%s: no acknowledgement for %v; it may be stored, or may yet be", f.what,
+			f.out.patience)
 	}
 }
 
-func (f *flight) interrupted() *Error {
-	return errorf(Unclear, "%s: the connection to NATS dropped before the acknowledgement; it may be stored", f.what)
+func (f *appendOp) interrupted() *Error {
+	return errorf(Unclear, "%s: the connection to NATS dropped before the acknowledgement; it may be stored: %w",
+		f.what, nats.ErrDisconnected)
 }
 
-// trouble is next without waiting for answers: what would end a wait ends a long loop of sending.
-func (f *flight) trouble() error {
+// trouble is next without waiting for answers: what would end a wait ends a long loop of
+// sending.
+func (f *appendOp) trouble() error {
 	select {
 	case <-f.broken:
 		return f.interrupted()
 	case v := <-f.waiter.refused:
-		return forbidden(f.what, v)
+		return f.link.forbidden(f.what, v)
 	case <-f.ctx.Done():
 		return context.Cause(f.ctx)
 	default:
@@ -429,8 +538,9 @@ func (f *flight) trouble() error {
 	}
 }
 
-// parse reads an answer. That nobody listens to the subject is told by a status without a body.
-func (f *flight) parse(msg *nats.Msg) (answer, error) {
+// parse reads an answer. That nobody listens to the subject is told by a status without a
+// body.
+func (f *appendOp) parse(msg *nats.Msg) (answer, error) {
 	var a answer
 	if len(msg.Data) == 0 {
 		if msg.Header.Get("Status") == "503" {
@@ -438,7 +548,8 @@ func (f *flight) parse(msg *nats.Msg) (answer, error) {
 		}
 		return a, nil
 	}
-	// The acknowledgement of a single message is the common one, and always written alike.
+	// The acknowledgement of a single message is the common one, and always written
+	// alike.
 	if rest, ok := bytes.CutPrefix(msg.Data, f.ackStart); ok {
 		if digits, ok := bytes.CutSuffix(rest, []byte("}")); ok {
 			if seq, err := strconv.ParseUint(string(digits), 10, 64); err == nil {
@@ -447,7 +558,8 @@ func (f *flight) parse(msg *nats.Msg) (answer, error) {
 		}
 	}
 	if err := json.Unmarshal(msg.Data, &a); err != nil {
-		return a, errorf(Wrong, "%s: the acknowledgement is not understood, what gave it is no JetStream: %w", f.what, err)
+		return a, errorf(Wrong, "%s: the acknowledgement is not understood, what gave it is no JetStream: %w",
+			f.what, err)
 	}
 	return a, nil
 }
@@ -478,20 +590,20 @@ func (s *Stream) limits() limits {
 	return limits{maxPayload: s.link.nc.MaxPayload(), maxMsgSize: set.maxMsgSize, file: set.file, added: s.added(set)}
 }
 
-// added is the size of the widest set of headers that a write may add to a message. The first message after a read carries two
-// expectations on a dedicated stream. A message in an atomic batch has the batch's headers, and the first of them an expectation
-// besides, the last the commit.
+// added is the size of the widest set of headers that a write may add to a message. The
+// first message after a read carries two expectations on a dedicated stream. A message in
+// an atomic batch has the batch's headers, and the first of them an expectation besides,
+// the last the commit.
 func (s *Stream) added(set settings) int {
-	stream := headerSize(headerStream, len(s.name))
 	last := headerSize(headerLastSeq, seqDigits)
 	filter := headerSize(headerSubjectSeq, seqDigits) + headerSize(headerSubject, len(s.cfg.Filter))
 	read, acked := filter, filter
 	if set.dedicated {
 		read, acked = last+filter, last
 	}
-	widest := stream + read
+	widest := read
 	if set.atomic && s.cfg.Path != PathSync {
-		batch := stream + headerSize(headerBatchID, nuidLength)
+		batch := headerSize(headerBatchID, nuidLength)
 		first := batch + headerSize(headerBatchSeq, len("1")) + acked
 		final := batch + headerSize(headerBatchSeq, len("1000")) + headerSize(headerCommit, len("1"))
 		widest = max(widest, first, final)
@@ -501,11 +613,13 @@ func (s *Stream) added(set settings) int {
 
 func headerSize(key string, value int) int { return len(key) + len(": ") + value + len("\r\n") }
 
-// Fits says whether the server and the stream would take a message of that size, headers included (max_payload, max_msg_size).
+// Fits says whether the server and the stream would take a message of that size, headers
+// included (max_payload, max_msg_size).
 //
-// The answer is the same for all paths and all sequences: it counts the widest headers that any path open to this stream may add,
-// so a message that fits once fits again when it has to go another way. Append refuses exactly what does not fit, before it
-// sends anything.
+// The answer is the same for all paths and all sequences: it counts the widest headers
+// that any path open to this stream may add, so a message that fits once fits again when
+// it has to go another way. Append refuses exactly what does not fit, before it sends
+// anything.
 func (s *Stream) Fits(m *Message) bool { return s.sendable(m, s.limits()) == nil }
 
 // sendable says why a message cannot be sent.
@@ -516,19 +630,22 @@ func (s *Stream) sendable(m *Message, l limits) error {
 	}
 	size := int64(headers + len(m.Data))
 	tooLarge := func(limit string, max int64) error {
-		return errorf(TooLarge, "%s: a message on %s has %d bytes with its headers, more than the %d of %s", s.label, m.Subject, size,
+		return errorf(TooLarge, "%s: a message on %s has %d bytes with its headers, more than the %d of %s", s.label,
+			m.Subject, size,
 			max, limit)
 	}
 	switch {
 	case headers > math.MaxUint16:
-		return errorf(TooLarge, "%s: the headers of a message on %s have %d bytes, more than the 65535 that NATS stores", s.label,
+		return errorf(TooLarge, "%s: the headers of a message on %s have %d bytes, more than the 65535 that "+
+			"NATS stores", s.label,
 			m.Subject, headers)
 	case size > l.maxPayload:
 		return tooLarge("the server's max_payload", l.maxPayload)
 	case l.maxMsgSize >= 0 && size > l.maxMsgSize:
 		return tooLarge("the stream's max_msg_size", l.maxMsgSize)
 	case l.file && size+int64(len(m.Subject))+recordFrame > recordMax:
-		return tooLarge("nats-server's file store (33554432, subject and frame included)", recordMax-recordFrame-int64(len(m.Subject)))
+		return tooLarge("nats-server's file store (33554432, subject and frame included)",
+			recordMax-recordFrame-int64(len(m.Subject)))
 	case !s.within(m.Subject):
 		return errorf(Wrong, "%s: %q is no subject under %s", s.label, m.Subject, s.cfg.Filter)
 	}

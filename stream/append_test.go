@@ -7,8 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zulip-nats/events"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
 )
@@ -19,7 +21,8 @@ func TestEachPathStoresExactlyWhatItWasGiven(t *testing.T) {
 		given[7].Subject = "zulip.acme.bridge.queue"
 		given[8].Headers = nil
 		given[9].Data = nil
-		given[10].Headers = append(given[10].Headers, stream.Header{Key: "zulip-twice", Value: "a"}, stream.Header{Key: "zulip-twice", Value: "b"})
+		given[10].Headers = append(given[10].Headers, stream.Header{Key: "zulip-twice", Value: "a"},
+			stream.Header{Key: "zulip-twice", Value: "b"})
 		given[11].Data = []byte("\x00\xff\r\nNATS/1.0\r\n\r\n")
 		cursor := stream.Cursor{}
 		for _, n := range []int{1, 1, 2, 3, 500, 1993} {
@@ -37,7 +40,8 @@ func TestEachPathStoresExactlyWhatItWasGiven(t *testing.T) {
 			g := given[n]
 			n++
 			if m.Seq != uint64(n) || m.Subject != g.Subject || string(m.Data) != string(g.Data) {
-				return fmt.Errorf("message %d is stored as %d, %s %q, given was %s %q", n, m.Seq, m.Subject, m.Data, g.Subject, g.Data)
+				return fmt.Errorf("message %d is stored as %d, %s %q, given was %s %q", n, m.Seq, m.Subject, m.Data,
+					g.Subject, g.Data)
 			}
 			want := map[string][]string{}
 			for _, h := range g.Headers {
@@ -52,8 +56,9 @@ func TestEachPathStoresExactlyWhatItWasGiven(t *testing.T) {
 			if len(want) > 0 {
 				return fmt.Errorf("message %d lacks the headers %v", n, want)
 			}
-			if m.Header["Nats-Expected-Stream"] == nil {
-				return fmt.Errorf("message %d went without the name of its stream", n)
+			if m.Header["Nats-Expected-Stream"] != nil {
+				return fmt.Errorf("message %d went with the name of its stream, and can be passed on to no "+
+					"other one", n)
 			}
 			if m.Header["Nats-Expected-Last-Msg-Id"] != nil {
 				return fmt.Errorf("message %d went with a header that can stop a replicated stream", n)
@@ -92,7 +97,8 @@ func TestPathsAreWhatTheyAreCalled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		batch, alone := third.Header["Nats-Batch-Id"] != nil, slices.Equal(third.Header["Nats-Expected-Last-Sequence"], []string{"2"})
+		batch, alone := third.Header["Nats-Batch-Id"] != nil,
+			slices.Equal(third.Header["Nats-Expected-Last-Sequence"], []string{"2"})
 		switch t.Name()[strings.LastIndex(t.Name(), "/")+1:] {
 		case "atomic":
 			if !batch || third.Header["Nats-Expected-Last-Sequence"] != nil {
@@ -151,8 +157,9 @@ func onNth(proxy *natstest.Proxy, n int, f func() natstest.Fate) {
 	})
 }
 
-// Another writer's message lands in front of the nth message of one Append: at each place, on each path, on a dedicated and a shared
-// stream. Nothing of what comes behind it may be stored, and what was stored before it must be a beginning of what was given.
+// Another writer's message lands in front of the nth message of one Append: at each
+// place, on each path, on a dedicated and a shared stream. Nothing of what comes behind
+// it may be stored, and what was stored before it must be a beginning of what was given.
 func TestForeignMessageInBetween(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		for _, path := range paths {
@@ -192,7 +199,7 @@ func testForeign(t *testing.T, path stream.Path, shared, known bool) {
 			onNth(proxy, at, func() natstest.Fate {
 				if path != stream.PathAtomic {
 					// What was sent before is to be there first.
-					eventually(t, "the messages before", func() bool { return count(t, js, s.Name()) == before+at })
+					natstest.Eventually(t, "the messages before", func() bool { return count(t, js, s.Name()) == before+at })
 				}
 				publish(t, js, "zulip.acme.message")
 				return natstest.Pass
@@ -212,8 +219,10 @@ func testForeign(t *testing.T, path stream.Path, shared, known bool) {
 	}
 }
 
-// A message of fast ingest is lost on the way: the rest must not slide in behind the hole.
+// A message of fast ingest is lost on the way: the rest must not slide in behind the
+// hole.
 func TestLostMessageInABatch(t *testing.T) {
+	t.Parallel()
 	for _, path := range []stream.Path{stream.PathFast, stream.PathAtomic} {
 		t.Run(string(path), func(t *testing.T) {
 			s, proxy, _ := behind(t, stream.Config{Path: path, AckTimeout: 300 * time.Millisecond})
@@ -245,7 +254,8 @@ func TestSharedStreamIgnoresOtherRealms(t *testing.T) {
 		t.Run(string(path), func(t *testing.T) {
 			srv := natstest.Start(t)
 			js := srv.JetStream()
-			config := jetstream.StreamConfig{Name: "ALL", Subjects: []string{"zulip.>"}, AllowAtomicPublish: true, AllowBatchPublish: true}
+			config := jetstream.StreamConfig{Name: "ALL", Subjects: []string{"zulip.>"}, AllowAtomicPublish: true,
+				AllowBatchPublish: true}
 			natstest.CreateStream(t, js, config)
 			proxy := natstest.NewProxy(t, srv.URL)
 			s := open(t, connect(t, proxy.URL), stream.Config{Path: path})
@@ -284,7 +294,8 @@ func TestSharedStreamIgnoresOtherRealms(t *testing.T) {
 	}
 }
 
-// Messages at the end of the stream were deleted, or all have aged out: its last sequence is above that of the message read.
+// Messages at the end of the stream were deleted, or all have aged out: its last sequence
+// is above that of the message read.
 func TestFirstWriteBehindAHole(t *testing.T) {
 	onEachPath(t, func(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
 		if _, err := s.Append(t.Context(), stream.Cursor{}, messages(1, 10)); err != nil {
@@ -320,7 +331,8 @@ func TestFirstWriteBehindAHole(t *testing.T) {
 	})
 }
 
-// The acknowledgement of the last message may come before the sender looks: hundreds of times, so that it does.
+// The acknowledgement of the last message may come before the sender looks: hundreds of
+// times, so that it does.
 func TestManyBatches(t *testing.T) {
 	for _, path := range []stream.Path{stream.PathFast, stream.PathAtomic} {
 		srv := natstest.Start(t)
@@ -365,4 +377,48 @@ func TestLongBatch(t *testing.T) {
 	if got := contents(t, s)[:6_000]; !slices.Equal(got, ids(1, 6_000)) {
 		t.Fatal("the stream holds them in another order")
 	}
+}
+
+// What is stored can be copied: by a mirror, by a source, and by somebody who passes it
+// on with the headers that are portable.
+func TestCopies(t *testing.T) {
+	onEachPath(t, func(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
+		at := last(t, s)
+		for i := range 3 {
+			var err error
+			if at, err = s.Append(t.Context(), at, messages(5*i, 5)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		copies := map[string]jetstream.StreamConfig{
+			"mirror": {Name: s.Name() + "_mirror", Mirror: &jetstream.StreamSource{Name: s.Name()}},
+			"source": {Name: s.Name() + "_source", Sources: []*jetstream.StreamSource{{Name: s.Name()}}},
+			"passed": {Name: s.Name() + "_passed", Subjects: []string{"passed.>"}},
+		}
+		for _, c := range copies {
+			c.Storage = jetstream.MemoryStorage
+			natstest.CreateStream(t, js, c)
+		}
+		own, err := js.Stream(t.Context(), s.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for seq := range at.Seq {
+			m, err := own.GetMsg(t.Context(), seq+1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := js.PublishMsg(t.Context(),
+				&nats.Msg{Subject: "passed." + m.Subject, Header: events.Portable(m.Header),
+					Data: m.Data}); err != nil {
+				t.Fatalf("passing message %d on: %v", m.Sequence, err)
+			}
+		}
+		for how, c := range copies {
+			natstest.Eventually(t, "all messages in the "+how, func() bool {
+				copied, err := js.Stream(t.Context(), c.Name)
+				return err == nil && copied.CachedInfo().State.Msgs == at.Seq
+			})
+		}
+	})
 }

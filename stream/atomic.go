@@ -6,14 +6,16 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// progressBytes is how much of an atomic batch goes between two messages that ask for an answer. The server answers them when it
-// has staged them, so a slow line is told from a dead one. The first message always asks: a batch that cannot be opened is refused
-// there and nowhere else.
+// progressBytes is how much of an atomic batch goes between two messages that ask for an
+// answer. The server answers them when it has staged them, so a slow line is told from a
+// dead one. The first message always asks: a batch that cannot be opened is refused there
+// and nowhere else.
 const progressBytes = 256 << 10
 
-// atomic stores two or more messages behind at, which is acknowledged: all or none (ADR-50; nats-server, stream.go,
-// processJetStreamAtomicBatchMsg). The expectation stands on the first message only, for the server lets nothing in between.
-func (f *flight) atomic(at Cursor, msgs []Message, set settings) (Cursor, error) {
+// atomic stores two or more messages behind at, which is acknowledged: all or none
+// (ADR-50; nats-server, stream.go, processJetStreamAtomicBatchMsg). The expectation
+// stands on the first message only, for the server lets nothing in between.
+func (f *appendOp) atomic(at Cursor, msgs []Message, set settings) (Cursor, error) {
 	w := &f.out
 	id := nuid.Next()
 	w.token++
@@ -23,9 +25,7 @@ func (f *flight) atomic(at Cursor, msgs []Message, set settings) (Cursor, error)
 	for i := range msgs {
 		w.load(&msgs[i])
 		if i == 0 {
-			f.expect(at, at.Seq, set.dedicated)
-		} else {
-			w.set(headerStream, f.name)
+			f.expect(at, at.Seq, set)
 		}
 		w.set(headerBatchID, id)
 		w.set(headerBatchSeq, batchNumbers[i+1])

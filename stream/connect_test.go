@@ -1,7 +1,6 @@
 package stream_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,10 +10,13 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,22 +31,7 @@ import (
 )
 
 // logbook collects a log.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type logbook struct{ natstest.Buffer }
 
 // count is in how many lines the words are.
 func (l *logbook) count(words string) int { return strings.Count(l.String(), words) }
@@ -53,27 +40,31 @@ func (l *logbook) logger() zerolog.Logger { return zerolog.New(l) }
 
 func TestUnusableURLs(t *testing.T) {
 	for _, test := range []struct{ url, shown string }{
-		{"http://127.0.0.1:8080", "http://127.0.0.1:8080"},
-		{"nats://", "nats://"},
-		{"nats://:4222", "nats://:4222"},
-		{"not a url", "not a url"},
-		{"nats://127.0.0.1:port", "nats://127.0.0.1:port"},
-		{"nats://127.0.0.1:4222/path", "nats://127.0.0.1:4222/path"},
-		{"nats://127.0.0.1:4222,", `""`},
-		{"127.0.0.1:4222, ftp://x", "ftp://x"},
-		{"nats://user:hunter2@127.0.0.1:port", "nats://user:xxxxx@127.0.0.1:port"},
-		{"http://user:hunter2@127.0.0.1", "http://user:xxxxx@127.0.0.1"},
-		{"ftp://hunter2@127.0.0.1", "ftp://xxxxx@127.0.0.1"},
-		{"user:hunter2@[::1", "user:xxxxx@[::1"},
-		{"nats://user:hunt@er2@%zz", "nats://user:xxxxx@%zz"},
+		{"http://127.0.0.1:8080", `"http://127.0.0.1:8080"`},
+		{"nats://", "names no host"},
+		{"nats://:4222", "names no host"},
+		{"not a url", "no address"},
+		{"nats://127.0.0.1:port", "no address"},
+		{"nats://127.0.0.1:65536", `"nats://127.0.0.1:65536"`},
+		{"nats://127.0.0.1:4222/path", `"nats://127.0.0.1:4222"`},
+		{"nats://127.0.0.1:4222,", "address 2 of 2 is empty"},
+		{"127.0.0.1:4222, ftp://x", `address 2 of 2 ("ftp://x")`},
+		{"nats://user:hunter2@127.0.0.1:port", "%2F"},
+		{"http://user:hunter2@127.0.0.1", `"http://127.0.0.1"`},
+		{"ftp://hunter2@127.0.0.1", `"ftp://127.0.0.1"`},
+		{"user:hunter2@[::1", "%2F"},
+		{"nats://user:hunt@er2@%zz", "%2F"},
+		{"nats://hunter2/er2@127.0.0.1", "%2F"},
 		{"nats://127.0.0.1:1,ws://127.0.0.1:2", "ws://127.0.0.1:2"},
+		{"SUAHUNTER2SUAHUNTER2SUAHUNTER2SUAHUNTER2SUAHUNTER2SUAHUNTER2", "told from a key"},
 	} {
 		_, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: test.url})
 		if _, ok := errors.AsType[*stream.ConfigError](err); !ok {
 			t.Errorf("%q: %v", test.url, err)
 			continue
 		}
-		if !strings.Contains(err.Error(), test.shown) || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "er2") {
+		if !strings.Contains(err.Error(), test.shown) || strings.Contains(strings.ToLower(err.Error()), "hunter2") ||
+			strings.Contains(err.Error(), "er2") {
 			t.Errorf("%q: the error is %q, which should show %q", test.url, err, test.shown)
 		}
 	}
@@ -109,32 +100,75 @@ func TestUnusableFiles(t *testing.T) {
 
 // A server that is not there is waited for, and one line says so, however long it takes.
 func TestServerNotUpYet(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	srv.Stop()
 	var log logbook
 	nc := connectTo(t, stream.ConnectConfig{URL: srv.URL, Log: log.logger()})
-	eventually(t, "a line about the absence", func() bool { return log.count("NATS is not there") == 1 })
+	natstest.Eventually(t, "a line about the absence", func() bool { return log.count("NATS is not there") == 1 })
 	if nc.IsConnected() {
 		t.Fatal("connected to nothing")
 	}
 	time.Sleep(1500 * time.Millisecond) // some more attempts
 	srv.Restart()
-	eventually(t, "the connection", nc.IsConnected)
-	eventually(t, "a line about it", func() bool { return log.count("connected to NATS") == 1 })
+	natstest.Eventually(t, "the connection", nc.IsConnected)
+	natstest.Eventually(t, "a line about it", func() bool { return log.count("connected to NATS") == 1 })
 	open(t, nc, stream.Config{})
 	srv.Stop()
-	eventually(t, "a line about the loss", func() bool { return log.count("connection to NATS lost") == 1 })
+	natstest.Eventually(t, "a line about the loss", func() bool { return log.count("connection to NATS lost") == 1 })
 	srv.Restart()
-	eventually(t, "a line about the return", func() bool { return log.count("connected to NATS") == 2 })
+	natstest.Eventually(t, "a line about the return", func() bool { return log.count("connected to NATS") == 2 })
 	if n := log.count("NATS is not there"); n > 2 {
 		t.Errorf("the absence is told %d times:\n%s", n, log.String())
+	}
+	// Each absence has its end, for an alert too.
+	if away, back := log.count(`"event":"nats_away"`), log.count(`"event":"nats_back"`); away < 2 || back != 2 ||
+		log.count(`"event":"nats_back","after":`) != 2 {
+		t.Errorf("away %d times and back %d times:\n%s", away, back, log.String())
 	}
 	if !strings.Contains(log.String(), srv.URL) {
 		t.Errorf("the log does not say which server:\n%s", log.String())
 	}
 }
 
-// Something listens, but it is no nats-server: one that speaks first, one that hangs up, and one that is silent.
+// The line about a server that is not there has the reason of the last attempt.
+func TestWhyNATSIsNotThere(t *testing.T) {
+	for url, why := range map[string]string{
+		"nats://127.0.0.1:1":                        "dial tcp 127.0.0.1:1: connect: connection refused",
+		"nats://127.0.0.1:1,nats://127.0.0.1:2":     "connection refused",
+		"nats://nowhere.invalid:4222":               "lookup nowhere.invalid",
+		"nats://127.0.0.1:1,nats://nowhere.invalid": "dial tcp",
+	} {
+		var log logbook
+		connectTo(t, stream.ConnectConfig{URL: url, Log: log.logger()})
+		natstest.Eventually(t, "a line about "+url, func() bool { return log.count("NATS is not there") == 1 })
+		if log.count(why) != 1 || log.count("no servers available") > 0 {
+			t.Errorf("%s: it does not say %q once:\n%s", url, why, log.String())
+		}
+	}
+}
+
+// A URL that asks for TLS where the server has none.
+func TestNoTLS(t *testing.T) {
+	var log logbook
+	connectTo(t, stream.ConnectConfig{URL: strings.Replace(natstest.Start(t).URL, "nats://", "tls://", 1),
+		Log: log.logger()})
+	natstest.Eventually(t, "a line about it", func() bool { return log.count("the server offers no TLS") == 1 })
+}
+
+// A server without JetStream is named as such, and waited for.
+func TestNoJetStream(t *testing.T) {
+	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
+	nc := connect(t, srv.URL)
+	_, err := stream.Open(t.Context(), nc, stream.Config{Realm: "acme", Filter: filter})
+	want(t, err, stream.Unavailable, "runs without JetStream: start it with -js")
+	srv.Restart(func(o *server.Options) { o.JetStream = true })
+	natstest.Eventually(t, "the connection", nc.IsConnected)
+	open(t, nc, stream.Config{})
+}
+
+// Something listens, but it is no nats-server: one that speaks first, one that hangs up,
+// and one that is silent.
 func TestNotANATSServer(t *testing.T) {
 	for name, answer := range map[string]func(net.Conn){
 		"greets":   func(c net.Conn) { c.Write([]byte("220 mail.example.com ESMTP\r\n")); c.Close() },
@@ -169,14 +203,16 @@ func TestNotANATSServer(t *testing.T) {
 			}()
 			var log logbook
 			nc := connectTo(t, stream.ConnectConfig{URL: l.Addr().String(), Log: log.logger()})
-			eventually(t, "the log to say what it is", func() bool { return log.count("no NATS server") == 1 })
+			natstest.Eventually(t, "the log to say what it is", func() bool { return log.count("no NATS server") == 1 })
 			nc.Close()
 		})
 	}
 }
 
-// A refused password is told once, calmly, without the password; when it is right again, all heals by itself.
+// A refused password is told once, calmly, without the password; when it is right again,
+// all heals by itself.
 func TestPasswordRotated(t *testing.T) {
+	t.Parallel()
 	users := func(password string) func(*server.Options) {
 		return func(o *server.Options) { o.Users = []*server.User{{Username: "bridge", Password: password}} }
 	}
@@ -186,23 +222,27 @@ func TestPasswordRotated(t *testing.T) {
 	s := open(t, nc, stream.Config{})
 	cursor := acked(t, s)
 	srv.Restart(users("changed"))
-	eventually(t, "a line about it", func() bool { return log.count("refuses our credentials") == 1 })
+	natstest.Eventually(t, "a line about it", func() bool { return log.count("refuses our credentials") == 1 })
 	time.Sleep(1500 * time.Millisecond) // some more attempts
 	_, err := s.Append(t.Context(), cursor, messages(1, 1))
 	want(t, err, stream.Unavailable)
 	srv.Restart(users("open sesame"))
-	eventually(t, "the connection", nc.IsConnected)
+	natstest.Eventually(t, "the connection", nc.IsConnected)
 	if _, err := s.Append(t.Context(), last(t, s), messages(1, 1)); err != nil {
 		t.Error(err)
 	}
-	if n := log.count("refuses our credentials"); n != 1 {
+	if n := log.count(`"credentials":"the user bridge and a password"`); n != 1 {
 		t.Errorf("the refusal is told %d times:\n%s", n, log.String())
 	}
 
 	// The same from the start, with the password in the URL.
 	var fresh logbook
-	connectTo(t, stream.ConnectConfig{URL: strings.Replace(srv.URL, "nats://", "nats://bridge:wrong-one@", 1), Log: fresh.logger()})
-	eventually(t, "a line about it", func() bool { return fresh.count("refuses our credentials") == 1 })
+	connectTo(t, stream.ConnectConfig{URL: strings.Replace(srv.URL, "nats://", "nats://bridge:wrong-one@", 1),
+		Log: fresh.logger()})
+	natstest.Eventually(t, "a line about it", func() bool { return fresh.count("refuses our credentials") == 1 })
+	if fresh.count("before the @") != 1 {
+		t.Errorf("it is not said where they were given:\n%s", fresh.String())
+	}
 	for _, secret := range []string{"open sesame", "changed", "wrong-one"} {
 		if log.count(secret)+fresh.count(secret) > 0 {
 			t.Errorf("the log holds the password %q:\n%s%s", secret, log.String(), fresh.String())
@@ -266,7 +306,10 @@ func TestNKeyAndTLS(t *testing.T) {
 		var log logbook
 		cfg.Log = log.logger()
 		connectTo(t, cfg)
-		eventually(t, "a line about TLS", func() bool { return log.count("TLS with NATS fails") == 1 })
+		natstest.Eventually(t, "a line about TLS", func() bool { return log.count("TLS with NATS fails") == 1 })
+		if cfg.Cert != "" && log.count("x509: certificate signed by unknown authority") != 1 {
+			t.Errorf("the reason is not told:\n%s", log.String())
+		}
 	}
 }
 
@@ -274,8 +317,10 @@ func pemOf(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
-// certificate makes a certificate for 127.0.0.1, signed by parent or, without one, an authority that signs itself.
-func certificate(t *testing.T, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+// certificate makes a certificate for 127.0.0.1, signed by parent or, without one, an
+// authority that signs itself.
+func certificate(t *testing.T, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate,
+	*ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -283,9 +328,11 @@ func certificate(t *testing.T, parent *x509.Certificate, parentKey *ecdsa.Privat
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "natstest"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
-		IsCA: parent == nil, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+		IsCA:                  parent == nil, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	if parent == nil {
 		parent, parentKey = template, key
@@ -308,4 +355,80 @@ func TestConnectWithEndedContext(t *testing.T) {
 	if nc, err := stream.Connect(ctx, stream.ConnectConfig{}); nc != nil || !errors.Is(err, cause) {
 		t.Errorf("got %v, %v", nc, err)
 	}
+}
+
+// Realms share a connection: each writes its own stream, and what one of them may not do,
+// or its end, is nothing to the other.
+func TestTwoRealmsOnOneConnection(t *testing.T) {
+	srv := natstest.Start(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "bridge", Password: "b", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"zulip.beta.message"}}}}}
+	})
+	conn := connectTo(t, stream.ConnectConfig{URL: srv.URL, User: "bridge", Password: "b"})
+	acme := open(t, conn, stream.Config{AckTimeout: time.Hour})
+	beta := open(t, conn, stream.Config{Realm: "beta", Filter: "zulip.beta.>", AckTimeout: time.Hour})
+	refused := stream.Message{Subject: "zulip.beta.message"}
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for range 20 {
+			if _, err := beta.Append(t.Context(), stream.Cursor{}, []stream.Message{refused}); kindOf(err) != stream.Forbidden {
+				t.Errorf("a write that is not allowed: %v", err)
+			}
+		}
+	})
+	cursor := last(t, acme)
+	for n := range 20 {
+		var err error
+		if cursor, err = acme.Append(t.Context(), cursor, messages(n, 1)); err != nil {
+			t.Error(err)
+		}
+	}
+	writing.Wait()
+	beta.Close()
+	if _, err := acme.Append(t.Context(), cursor, messages(20, 5)); err != nil {
+		t.Errorf("behind the end of the other one: %v", err)
+	}
+	if got := contents(t, acme); !slices.Equal(got, ids(0, 25)) {
+		t.Errorf("the stream holds %v", got)
+	}
+}
+
+// What Connect and Open start, Close ends: no goroutine is left of twenty connections and
+// streams.
+func TestNothingIsLeft(t *testing.T) {
+	srv := natstest.Start(t)
+	use := func() {
+		nc, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: srv.URL, Log: natstest.Log(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		s, err := tryOpen(t, nc, stream.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if _, err := s.Append(t.Context(), last(t, s), messages(0, 3)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.PutObject(t.Context(), "object", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours := func() (n int) {
+		all := make([]byte, 16<<20)
+		for stack := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
+			if strings.Contains(stack, "\nzulip-nats/stream.") ||
+				strings.Contains(stack, "\ngithub.com/nats-io/nats.go.") {
+				n++
+			}
+		}
+		return n
+	}
+	use()
+	natstest.Eventually(t, "the first connection's end", func() bool { return ours() == 0 })
+	for range 20 {
+		use()
+	}
+	natstest.Eventually(t, fmt.Sprintf("the end of %d goroutines", ours()), func() bool { return ours() == 0 })
 }

@@ -18,8 +18,9 @@ import (
 	"zulip-nats/stream/natstest"
 )
 
-// follow brings messages 1 to total into the stream, as the bridge does: what the newest message says is where we are, every
-// error is settled by reading, and nothing else is remembered. at counts how far it came.
+// follow brings messages 1 to total into the stream, as the bridge does: what the newest
+// message says is where we are, every error is settled by reading, and nothing else is
+// remembered. at counts how far it came.
 func follow(ctx context.Context, s *stream.Stream, total, chunk int, at *atomic.Int64, token string) error {
 	for ctx.Err() == nil {
 		epoch := s.Epoch()
@@ -54,6 +55,7 @@ func follow(ctx context.Context, s *stream.Stream, total, chunk int, at *atomic.
 
 // A server is killed again and again while messages go in.
 func TestServerKilled(t *testing.T) {
+	t.Parallel()
 	for _, path := range paths {
 		t.Run(string(path), func(t *testing.T) {
 			p := natstest.StartProcess(t, "")
@@ -66,11 +68,11 @@ func TestServerKilled(t *testing.T) {
 			go func() { done <- follow(ctx, s, total, 100, &at, "zulip") }()
 			kills := 0
 			for from := int64(0); at.Load() < total*3/4 && ctx.Err() == nil; kills++ {
-				eventually(t, "some progress", func() bool { return at.Load() > from || ctx.Err() != nil })
+				natstest.Eventually(t, "some progress", func() bool { return at.Load() > from || ctx.Err() != nil })
 				p.Kill()
 				from = at.Load() + total/5
 				p.Start()
-				eventually(t, "the reconnect", func() bool {
+				natstest.Eventually(t, "the reconnect", func() bool {
 					if !nc.IsConnected() {
 						_ = nc.ForceReconnect()
 					}
@@ -81,7 +83,8 @@ func TestServerKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := contents(t, s); !slices.Equal(got, ids(1, total)) {
-				t.Fatalf("after %d kills the stream holds %d messages, not the %d that were given", kills, len(got), total)
+				t.Fatalf("after %d kills the stream holds %d messages, not the %d that were given", kills,
+					len(got), total)
 			}
 			if kills < 2 {
 				t.Errorf("only %d kills", kills)
@@ -100,7 +103,7 @@ func TestTwoWriters(t *testing.T) {
 			srv := natstest.Start(t)
 			const total = 800
 			var writing sync.WaitGroup
-			ctx := withTimeout(t, time.Minute)
+			ctx := withTimeout(t, 2*time.Minute)
 			var streams []*stream.Stream
 			for _, path := range pair {
 				s := open(t, connect(t, srv.URL), stream.Config{Path: path})
@@ -120,7 +123,8 @@ func TestTwoWriters(t *testing.T) {
 	}
 }
 
-// followWithStepDown is follow, with a step down when a chunk is refused twice while the stream stands still.
+// followWithStepDown is follow, with a step down when a chunk is refused twice while the
+// stream stands still.
 func followWithStepDown(ctx context.Context, s *stream.Stream, total int, at *atomic.Int64) error {
 	var watching sync.WaitGroup
 	defer watching.Wait()
@@ -138,15 +142,18 @@ func followWithStepDown(ctx context.Context, s *stream.Stream, total int, at *at
 	return follow(ctx, s, total, 40, at, "zulip")
 }
 
-// Three servers, three replicas: the leadership of the stream changes hands while messages go in, and at the end its server stops.
+// Three servers, three replicas: the leadership of the stream changes hands while
+// messages go in, and at the end its server stops.
 func TestReplicatedStream(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
 	nc := connect(t, c.URL())
 	for i, path := range paths {
 		name := "S" + string(path)
-		s := open(t, nc, stream.Config{Filter: string(path) + ".acme.>", Name: name, Path: path, AckTimeout: time.Second,
-			New: stream.NewStream{Replicas: 3}})
-		if w := s.Warnings(); len(w) != 0 {
+		s := open(t, nc, stream.Config{Filter: string(path) + ".acme.>", Name: name, Path: path,
+			AckTimeout: time.Second,
+			New:        stream.NewStream{Replicas: 3}})
+		if w := slices.Concat(s.Warnings(), s.Usual()); len(w) != 0 {
 			t.Errorf("three replicas get the warnings %q", w)
 		}
 		info, err := s.Info(t.Context())
@@ -159,7 +166,7 @@ func TestReplicatedStream(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- follow(ctx, s, total, 60, &at, string(path)) }()
 		for step := range 2 {
-			eventually(t, "some progress", func() bool { return at.Load() > int64(step+1)*total/4 || ctx.Err() != nil })
+			natstest.Eventually(t, "some progress", func() bool { return at.Load() > int64(step+1)*total/4 || ctx.Err() != nil })
 			if i == len(paths)-1 && step == 1 {
 				c.StreamLeader(name).Restart()
 				continue
@@ -175,11 +182,15 @@ func TestReplicatedStream(t *testing.T) {
 	}
 }
 
-// A cluster that has lost its majority stores nothing, says nothing, and stores later what it was given. What was read before that must
-// not let the same messages in again: neither of the writer that gave up nor of another one.
+// A cluster that has lost its majority stores nothing, says nothing, and stores later
+// what it was given. What was read before that must not let the same messages in again:
+// neither of the writer that gave up nor of another one.
 func TestNoQuorum(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
-	nc := connect(t, c.URL())
+	// The first writer's connection outlives the others' end, and so does the cursor that
+	// it was read on.
+	nc := connect(t, c[0].URL)
 	js := c[0].JetStream()
 	type realm struct {
 		name      string
@@ -192,16 +203,19 @@ func TestNoQuorum(t *testing.T) {
 	for _, r := range []struct {
 		name string
 		path stream.Path
-	}{{"fast", stream.PathFast}, {"atomic", stream.PathAtomic}, {"sync", stream.PathSync}, {"s1", stream.PathAtomic}, {"s2", stream.PathSync}} {
+	}{{"fast", stream.PathFast}, {"atomic", stream.PathAtomic}, {"sync", stream.PathSync}, {"s1", stream.PathAtomic},
+		{"s2", stream.PathSync}} {
 		dedicated := r.name[0] != 's' || r.name == "sync"
 		subjects := []string{r.name + ".acme.>"}
 		if !dedicated {
 			subjects = []string{r.name + ".>"}
 		}
-		config := jetstream.StreamConfig{Name: r.name, Subjects: subjects, Replicas: 3, AllowAtomicPublish: true, AllowBatchPublish: true}
+		config := jetstream.StreamConfig{Name: r.name, Subjects: subjects, Replicas: 3, AllowAtomicPublish: true,
+			AllowBatchPublish: true}
 		natstest.CreateStream(t, js, config)
 		cfg := stream.Config{Filter: r.name + ".acme.>", Name: r.name, Path: r.path, AckTimeout: 300 * time.Millisecond}
-		now := &realm{name: r.name, first: open(t, nc, cfg), second: open(t, connect(t, c.URL()), cfg), dedicated: dedicated}
+		now := &realm{name: r.name, first: open(t, nc, cfg), second: open(t, connect(t, c.URL()), cfg),
+			dedicated: dedicated}
 		var err error
 		if now.cursor, err = now.first.Append(t.Context(), stream.Cursor{}, on(r.name, messages(0, 1))); err != nil {
 			t.Fatal(err)
@@ -211,7 +225,7 @@ func TestNoQuorum(t *testing.T) {
 	}
 	c[1].Stop()
 	c[2].Stop()
-	eventually(t, "the connections to the last server", func() bool {
+	natstest.Eventually(t, "the connections to the last server", func() bool {
 		all := 0
 		for _, r := range realms {
 			for _, s := range []*stream.Stream{r.first, r.second} {
@@ -225,7 +239,8 @@ func TestNoQuorum(t *testing.T) {
 	for _, r := range realms {
 		_, err := r.first.Append(t.Context(), r.cursor, on(r.name, messages(1, 3)))
 		want(t, err, stream.Unclear)
-		// The other instance reads what there is, which is the same as ever, and knows no better than to do the same work.
+		// The other instance reads what there is, which is the same as ever, and knows no
+		// better than to do the same work.
 		cursor, _, err := r.second.Last(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -240,7 +255,7 @@ func TestNoQuorum(t *testing.T) {
 	c[2].Restart()
 	for _, r := range realms {
 		var at atomic.Int64
-		if err := follow(withTimeout(t, time.Minute), r.second, 20, 10, &at, r.name); err != nil {
+		if err := follow(withTimeout(t, 2*time.Minute), r.second, 20, 10, &at, r.name); err != nil {
 			t.Fatalf("%s: %v", r.name, err)
 		}
 		if got := contents(t, r.second); !slices.Equal(got, ids(0, 21)) {

@@ -7,20 +7,25 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Kind says what a caller can do about an [Error]. It is not a list of causes: it is the list of different things to do next.
+// Kind says what a caller can do about an [Error]. It is not a list of causes: it is the
+// list of different things to do next.
 type Kind uint8
 
 const (
-	// Unclear: no answer, or half of one. What was sent may be stored, now or seconds later. Read before writing again.
+	// Unclear: no answer, or half of one. What was sent may be stored, now or seconds
+	// later. Read before writing again.
 	Unclear Kind = iota + 1
-	// Refused: the server compared what the write should follow with what is there, and found something else. Read again.
+	// Refused: the server compared what the write should follow with what is there, and
+	// found something else. Read again.
 	Refused
-	// Unavailable: the server, the stream's leader or the connection is not there now. Nothing is promised about what was sent
-	// before; try again later, after a read.
+	// Unavailable: the server, the stream's leader or the connection is not there now.
+	// Nothing is promised about what was sent before; try again later, after a read.
 	Unavailable
-	// Full: the stream, the account or the server has no room. Wait, like Unavailable, but somebody has to make room.
+	// Full: the stream, the account or the server has no room. Wait, like Unavailable,
+	// but somebody has to make room.
 	Full
 	// Forbidden: the user lacks a permission; the error names the subject.
 	Forbidden
@@ -28,8 +33,9 @@ const (
 	TooLarge
 	// Gone: the stream does not exist (any more).
 	Gone
-	// Wrong: the request or the stream is not as it must be, and asking again does not help: acknowledged by another stream or
-	// JetStream domain, sealed, a header that the stream does not take.
+	// Wrong: the request or the stream is not as it must be, and asking again does not
+	// help: acknowledged by another stream or JetStream domain, sealed, a header that the
+	// stream does not take.
 	Wrong
 )
 
@@ -56,10 +62,12 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
-// Error is any trouble with a stream, except that the stream's settings break the promise, which is a [ConfigError].
+// Error is any trouble with a stream, except that the stream's settings break the
+// promise, which is a [ConfigError].
 type Error struct {
 	Kind Kind
-	// Code is JetStream's own error code (`nats errors lookup CODE` explains it), 0 where the trouble is not an answer of JetStream.
+	// Code is JetStream's own error code (`nats errors lookup CODE` explains it), 0 where
+	// the trouble is not an answer of JetStream.
 	Code int
 	// Err is a sentence for an operator.
 	Err error
@@ -75,11 +83,20 @@ func errorf(k Kind, format string, args ...any) *Error {
 	return &Error{Kind: k, Err: fmt.Errorf(format, args...)}
 }
 
-// ConfigError is something that only a person can put right: a setting of ours, or a setting of a stream that breaks the promise.
+// Away says whether an error is about nothing but the connection, which is down or
+// closed. Why it is, the connection's own log says.
+func Away(err error) bool {
+	return errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) ||
+		errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, nats.ErrConnectionClosed)
+}
+
+// ConfigError is something that only a person can put right: a setting of ours, or a
+// setting of a stream that breaks the promise.
 type ConfigError struct {
 	// Stream is the stream's name; empty where it is not about a stream.
 	Stream string
-	// Setting names what is wrong: a field of the stream's configuration, or of ours. Several are separated by commas.
+	// Setting names what is wrong: a field of the stream's configuration, or of ours.
+	// Several are separated by commas.
 	Setting string
 	// Reason says why it is wrong and what to do.
 	Reason string
@@ -90,13 +107,6 @@ func (e *ConfigError) Error() string {
 		return e.Setting + ": " + e.Reason
 	}
 	return fmt.Sprintf("stream %s: %s", e.Stream, e.Reason)
-}
-
-// apiError is the error object in JetStream's answers.
-type apiError struct {
-	Code        int    `json:"code"` // like a status code of HTTP
-	ErrCode     int    `json:"err_code"`
-	Description string `json:"description"`
 }
 
 // verdict is what an error code of JetStream means to a writer with expectations.
@@ -113,11 +123,11 @@ const (
 	adviceNoRoom = "make room or raise the limit"
 )
 
-// verdicts has the codes of nats-server's errors.json that a writer, a reader or a creator can meet. Codes that are not here are
-// judged by their status code.
-var verdicts = map[int]verdict{
+// verdicts has the codes of nats-server's errors.json that a writer, a reader or a
+// creator can meet. Codes that are not here are judged by their status code.
+var verdicts = map[jetstream.ErrorCode]verdict{
 	10071: {Refused, adviceRead}, // wrong last sequence
-	10164: {Refused, adviceRead}, // wrong last sequence, another write with the same filter is in flight (replicated streams)
+	10164: {Refused, adviceRead}, // wrong last sequence, another write with the same filter is in flight
 	10063: {Refused, adviceRead}, // expected stream sequence does not match
 	10070: {Refused, adviceRead}, // wrong last message id
 	10158: {Refused, "a message with the same Nats-Msg-Id is being stored; the stream has to be read again"},
@@ -146,6 +156,7 @@ var verdicts = map[int]verdict{
 	10047: {Full, "the server has too little storage for it; " + adviceNoRoom},
 	10122: {Full, "the account's limit for the size of a stream is lower; " + adviceNoRoom},
 	10027: {Full, "the account may not have more streams; delete one or raise the limit"},
+	10074: {Full, "it has fewer servers than replicas were asked for"},
 
 	10054: {TooLarge, "the stream's max_msg_size is lower"},
 	10097: {TooLarge, "headers are limited to 64 KiB"},
@@ -169,9 +180,10 @@ var verdicts = map[int]verdict{
 	10169: {Wrong, "the stream is a counter (allow_msg_counter); use another stream"},
 }
 
-// newAPIError makes an Error of JetStream's answer; what says what was tried, as in "stream ZULIP_acme: write".
-func newAPIError(what string, e *apiError) *Error {
-	v, known := verdicts[e.ErrCode]
+// newAPIError makes an Error of JetStream's answer; what says what was tried, as in
+// "stream ZULIP_acme: write".
+func newAPIError(what string, e *jetstream.APIError) *Error {
+	v, known := verdicts[e.ErrorCode]
 	switch {
 	case !known && (e.Code == 503 || e.Code == 429):
 		v = verdict{Unavailable, adviceWait}
@@ -179,15 +191,18 @@ func newAPIError(what string, e *apiError) *Error {
 		v = verdict{Unclear, adviceWait}
 	case !known:
 		v = verdict{Wrong, "NATS takes no such request from us"}
-	case e.ErrCode == 10077 && strings.Contains(e.Description, "too large"):
-		// The file store takes no record above 32 MiB (nats-server, filestore.go), and says so under the code of a full stream.
+	case e.ErrorCode == 10077 && strings.Contains(e.Description, "too large"):
+		// The file store takes no record above 32 MiB (nats-server, filestore.go), and
+		// says so under the code of a full stream.
 		v = verdict{TooLarge, "nats-server stores no message of this size"}
 	}
-	return &Error{Kind: v.kind, Code: e.ErrCode, Err: fmt.Errorf("%s: %s (error %d, see: nats errors lookup %d): %s",
-		what, e.Description, e.ErrCode, e.ErrCode, v.advice)}
+	return &Error{Kind: v.kind, Code: int(e.ErrorCode),
+		Err: fmt.Errorf("%s: %s (error %d, see: nats errors lookup %d): %s", what, e.Description, e.ErrorCode,
+			e.ErrorCode, v.advice)}
 }
 
-// newConnError makes an Error of what nats.go says about a request or a publish. sent is true if something may have left.
+// newConnError makes an Error of what nats.go says about a request or a publish. sent is
+// true if something may have left.
 func newConnError(what string, err error, sent bool) error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
@@ -198,8 +213,8 @@ func newConnError(what string, err error, sent bool) error {
 	}
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return errorf(Unavailable, "%s: nobody answers: no JetStream server is ready for it, or the stream has no leader at the moment; "+
-			"%s: %w", what, adviceWait, err)
+		return errorf(Unavailable, "%s: nobody answers: no JetStream server is ready for it, or the stream has no "+
+			"leader at the moment; %s: %w", what, adviceWait, err)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return errorf(TooLarge, "%s: larger than the server's max_payload: %w", what, err)
 	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionReconnecting),

@@ -7,17 +7,19 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// Fast ingest, as nats-server has it (stream.go, processJetStreamFastBatchMsg; ADR-50). What a message is in its batch stands in its
-// reply subject:
+// Fast ingest, as nats-server has it (stream.go, processJetStreamFastBatchMsg; ADR-50).
+// What a message is in its batch stands in its reply subject:
 //
 //	<inbox>.<batch id>.<flow>.<gap mode>.<number>.<operation>.$FI
 //
-// The server answers the first message with how often it will acknowledge, then every so many messages, and the last one with a normal
-// acknowledgement. In gap mode "fail" the first error or missing number ends the batch; what comes after it is not stored. That, with
-// an expectation on every message, is what makes a pipeline safe: a chain of predicted sequences alone would go on behind the
-// message of somebody else.
+// The server answers the first message with how often it will acknowledge, then every so
+// many messages, and the last one with a normal acknowledgement. In gap mode "fail" the
+// first error or missing number ends the batch; what comes after it is not stored. That,
+// with an expectation on every message, is what makes a pipeline safe: a chain of
+// predicted sequences alone would go on behind the message of somebody else.
 //
-// The first answer is waited for. A server that does not know fast ingest would take the messages for single ones, one by one.
+// The first answer is waited for. A server that does not know fast ingest would take the
+// messages for single ones, one by one.
 const (
 	opStart  = "0"
 	opAppend = "1"
@@ -25,15 +27,16 @@ const (
 
 	flowMax   = 500     // the server acknowledges at least every 500 messages
 	flowBytes = 1 << 20 // or about so many bytes
-	// window is how many acknowledgements may be outstanding before sending pauses. The server's queue holds 100,000 messages or
-	// 128 MiB of all its clients.
+	// window is how many acknowledgements may be outstanding before sending pauses. The
+	// server's queue holds 100,000 messages or 128 MiB of all its clients.
 	window = 8
 	// labelled is how many messages get their reply subjects and sequences in one go.
 	labelled = 256
 )
 
-// fast stores two or more messages behind at, which is acknowledged, on a dedicated stream.
-func (f *flight) fast(at Cursor, msgs []Message) (Cursor, error) {
+// fast stores two or more messages behind at, which is acknowledged, on a dedicated
+// stream.
+func (f *appendOp) fast(at Cursor, msgs []Message) (Cursor, error) {
 	b := f.newFastBatch(at.Seq, msgs)
 	for n := range msgs {
 		if err := b.send(n); err != nil {
@@ -77,7 +80,7 @@ func (f *flight) fast(at Cursor, msgs []Message) (Cursor, error) {
 
 // fastBatch is one batch of fast ingest under way.
 type fastBatch struct {
-	*flight
+	*appendOp
 	id     string
 	prefix string // of the reply subjects: inbox and batch id
 	middle string // flow and gap mode
@@ -95,7 +98,7 @@ type fastBatch struct {
 	labelBytes []byte
 }
 
-func (f *flight) newFastBatch(after uint64, msgs []Message) *fastBatch {
+func (f *appendOp) newFastBatch(after uint64, msgs []Message) *fastBatch {
 	size := 0
 	for i := range msgs {
 		size += len(msgs[i].Data)
@@ -103,13 +106,13 @@ func (f *flight) newFastBatch(after uint64, msgs []Message) *fastBatch {
 	flow := min(max(flowBytes/(size/len(msgs)+1), 1), flowMax)
 	id := nuid.Next()
 	return &fastBatch{
-		flight: f,
-		id:     id,
-		prefix: f.out.inbox + "." + id + ".",
-		middle: strconv.Itoa(flow) + ".fail.",
-		after:  after,
-		msgs:   msgs,
-		window: uint64(window * flow),
+		appendOp: f,
+		id:       id,
+		prefix:   f.out.inbox + "." + id + ".",
+		middle:   strconv.Itoa(flow) + ".fail.",
+		after:    after,
+		msgs:     msgs,
+		window:   uint64(window * flow),
 	}
 }
 
@@ -125,15 +128,14 @@ func (b *fastBatch) send(n int) error {
 	}
 	w := &b.out
 	w.load(&b.msgs[n])
-	w.set(headerStream, b.name)
 	w.set(headerLastSeq, b.labels[b.labelEnds[at][0]:b.labelEnds[at][1]])
 	w.msg.Reply = b.labels[start:b.labelEnds[at][0]]
 	b.sent++
 	return b.publish()
 }
 
-// label writes the reply subjects and expected sequences of the messages from n on into one string, which they then share: two
-// allocations for 256 messages.
+// label writes the reply subjects and expected sequences of the messages from n on into
+// one string, which they then share: two allocations for 256 messages.
 func (b *fastBatch) label(n int) {
 	buf := b.labelBytes[:0]
 	for i := range min(labelled, len(b.msgs)-n) {
@@ -166,7 +168,8 @@ func (b *fastBatch) early(err error) error {
 	return err
 }
 
-// step takes one answer. It returns true when the batch is over: stored whole if the error is nil.
+// step takes one answer. It returns true when the batch is over: stored whole if the
+// error is nil.
 func (b *fastBatch) step() (bool, error) {
 	msg, err := b.next()
 	if err != nil {
@@ -195,11 +198,13 @@ func (b *fastBatch) step() (bool, error) {
 		return false, nil
 	case a.Type == "gap":
 		if b.refusal == nil {
-			b.refusal = errorf(Unclear, "%s: message %d of a batch did not reach the server; those before it are stored", b.what, a.LastSeq)
+			b.refusal = errorf(Unclear, "%s: message %d of a batch did not reach the server; those before it "+
+				"are stored", b.what, a.LastSeq)
 		}
 		return false, nil
 	case a.Error != nil:
-		// The first message was refused, or one came after the end of the batch: no acknowledgement follows.
+		// The first message was refused, or one came after the end of the batch: no
+		// acknowledgement follows.
 		if b.refusal == nil {
 			b.refusal = b.refused(a.Error)
 		}
@@ -213,9 +218,11 @@ func (b *fastBatch) step() (bool, error) {
 		return true, err
 	case a.Batch != b.id:
 		b.change(func(s *settings) { s.fast = false })
-		return true, errorf(Unclear, "%s: the server does not know fast ingest; the next writes go by another path", b.what)
+		return true, errorf(Unclear, "%s: the server does not know fast ingest; the next writes go by "+
+			"another path", b.what)
 	case a.Count != uint64(len(b.msgs)) || at.Seq != b.after+a.Count:
-		return true, errorf(Unclear, "%s: %d of %d messages are stored, up to sequence %d", b.what, a.Count, len(b.msgs), at.Seq)
+		return true, errorf(Unclear, "%s: %d of %d messages are stored, up to sequence %d", b.what, a.Count,
+			len(b.msgs), at.Seq)
 	}
 	return true, nil
 }

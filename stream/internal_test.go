@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/stream/natstest"
 )
 
 func TestCovers(t *testing.T) {
@@ -42,7 +45,8 @@ func TestCovers(t *testing.T) {
 	}
 }
 
-// What each answer of JetStream means to a writer. The codes and texts are those of nats-server's errors.json.
+// What each answer of JetStream means to a writer. The codes and texts are those of
+// nats-server's errors.json.
 func TestVerdicts(t *testing.T) {
 	for _, test := range []struct {
 		code, status int
@@ -88,11 +92,13 @@ func TestVerdicts(t *testing.T) {
 		{19999, 500, "something new", Unclear},
 		{19999, 400, "something new", Wrong},
 	} {
-		err := newAPIError("stream ZULIP_acme: write", &apiError{Code: test.status, ErrCode: test.code, Description: test.text})
+		err := newAPIError("stream ZULIP_acme: write",
+			&jetstream.APIError{Code: test.status, ErrorCode: jetstream.ErrorCode(test.code), Description: test.text})
 		if err.Kind != test.kind || err.Code != test.code {
 			t.Errorf("%d %s: %v", test.code, test.text, err.Kind)
 		}
-		for _, words := range []string{"stream ZULIP_acme: write: ", test.text, fmt.Sprintf("nats errors lookup %d", test.code)} {
+		for _, words := range []string{"stream ZULIP_acme: write: ", test.text,
+			fmt.Sprintf("nats errors lookup %d", test.code)} {
 			if !strings.Contains(err.Error(), words) {
 				t.Errorf("%d: the sentence %q lacks %q", test.code, err, words)
 			}
@@ -102,19 +108,21 @@ func TestVerdicts(t *testing.T) {
 
 func TestViolationTexts(t *testing.T) {
 	for text, want := range map[string]violation{
-		`Permissions Violation for Publish to "zulip.acme.x"`:                              {"publish", "zulip.acme.x"},
-		`permissions violation for publish to "zulip.acme.x"`:                              {"publish", "zulip.acme.x"},
-		`Permissions Violation for Publish with Reply of "_INBOX_zulip.a.b"`:               {"publish", "_INBOX_zulip.a.b"},
-		`Permissions Violation for Subscription to "_INBOX_zulip.a.>"`:                     {"subscribe", "_INBOX_zulip.a.>"},
-		`Permissions Violation for Subscription to "a.b" using queue "q" (sid "5")`:        {"subscribe", "a.b"},
-		`Permissions Violation for Subscription to "a.b.c.d.e.f.g.h.i.j", too many tokens`: {"subscribe", "a.b.c.d.e.f.g.h.i.j"},
+		`Permissions Violation for Publish to "zulip.acme.x"`:                       {"publish", "zulip.acme.x", false},
+		`permissions violation for publish to "zulip.acme.x"`:                       {"publish", "zulip.acme.x", false},
+		`Permissions Violation for Publish with Reply of "_INBOX.a.b"`:              {"publish", "_INBOX.a.b", true},
+		`Permissions Violation for Subscription to "_INBOX.a.>"`:                    {"subscribe", "_INBOX.a.>", false},
+		`Permissions Violation for Subscription to "a.b" using queue "q" (sid "5")`: {"subscribe", "a.b", false},
+		`Permissions Violation for Subscription to "a.b.c.d.e.f.g.h.i.j", too many tokens`: {"subscribe",
+			"a.b.c.d.e.f.g.h.i.j", false},
 	} {
 		got, ok := parseViolation(fmt.Errorf("%w: %s", nats.ErrPermissionViolation, text))
 		if !ok || got != want {
 			t.Errorf("%s: %+v, %v", text, got, ok)
 		}
 	}
-	for _, err := range []error{nil, errors.New("permissions violation for publish to \"x\""), nats.ErrPermissionViolation} {
+	for _, err := range []error{nil, errors.New("permissions violation for publish to \"x\""),
+		nats.ErrPermissionViolation} {
 		if v, ok := parseViolation(err); ok {
 			t.Errorf("%v: %+v", err, v)
 		}
@@ -159,5 +167,49 @@ func TestKindsHaveNames(t *testing.T) {
 	}
 	if Kind(0).String() != "unknown" || Kind(200).String() != "unknown" {
 		t.Error("what is no kind has a name")
+	}
+}
+
+// The room for answers follows what is written: enough for a batch, refused message by
+// message, and next to nothing behind it.
+func TestRoomForAnswers(t *testing.T) {
+	srv := natstest.Start(t)
+	conn, err := Connect(t.Context(), ConnectConfig{URL: srv.URL, Log: natstest.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	s, err := Open(t.Context(), conn, Config{Realm: "acme", Filter: "zulip.acme.>", Path: PathFast})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	subscriptions := conn.NumSubscriptions()
+	at := Cursor{}
+	for _, test := range []struct{ messages, room int }{
+		{1, 128}, {2, 128}, {64, 128}, {65, 130}, {1000, 2000}, {10, 2000}, {1, 128}, {5000, 8000}, {1, 128},
+	} {
+		msgs := make([]Message, test.messages)
+		for i := range msgs {
+			msgs[i].Subject = "zulip.acme.message"
+		}
+		if test.messages > 1 {
+			// Another instance was faster: each message of the batch is refused.
+			if _, err := s.Append(t.Context(), Cursor{Seq: at.Seq - 1, Acked: true}, msgs); err == nil {
+				t.Fatal("a batch behind a message that is not the last is stored")
+			}
+		}
+		if at, err = s.Append(t.Context(), at, msgs); err != nil {
+			t.Fatalf("%d messages: %v", test.messages, err)
+		}
+		if got := cap(s.out.answers); got != test.room {
+			t.Errorf("room for %d answers to %d messages, want %d", got, test.messages, test.room)
+		}
+	}
+	if n := conn.NumSubscriptions(); n != subscriptions {
+		t.Errorf("%d subscriptions, and %d at the beginning", n, subscriptions)
+	}
+	if errors.Is(conn.LastError(), nats.ErrSlowConsumer) {
+		t.Error(conn.LastError())
 	}
 }

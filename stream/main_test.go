@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/stream"
@@ -18,13 +17,14 @@ import (
 
 func TestMain(m *testing.M) {
 	natstest.Main()
+	natstest.Parallel(8)
 	os.Exit(m.Run())
 }
 
 const filter = "zulip.acme.>"
 
 // connectTo is a connection as the product makes it.
-func connectTo(t testing.TB, cfg stream.ConnectConfig) *nats.Conn {
+func connectTo(t testing.TB, cfg stream.ConnectConfig) *stream.Conn {
 	t.Helper()
 	nc, err := stream.Connect(t.Context(), cfg)
 	if err != nil {
@@ -34,13 +34,13 @@ func connectTo(t testing.TB, cfg stream.ConnectConfig) *nats.Conn {
 	return nc
 }
 
-func connect(t testing.TB, url string) *nats.Conn {
+func connect(t testing.TB, url string) *stream.Conn {
 	t.Helper()
 	return connectTo(t, stream.ConnectConfig{URL: url, Name: t.Name(), Log: natstest.Log(t)})
 }
 
 // open opens the realm's stream, waiting until NATS is ready for it.
-func open(t testing.TB, nc *nats.Conn, cfg stream.Config) *stream.Stream {
+func open(t testing.TB, nc *stream.Conn, cfg stream.Config) *stream.Stream {
 	t.Helper()
 	s, err := tryOpen(t, nc, cfg)
 	if err != nil {
@@ -50,7 +50,7 @@ func open(t testing.TB, nc *nats.Conn, cfg stream.Config) *stream.Stream {
 	return s
 }
 
-func tryOpen(t testing.TB, nc *nats.Conn, cfg stream.Config) (*stream.Stream, error) {
+func tryOpen(t testing.TB, nc *stream.Conn, cfg stream.Config) (*stream.Stream, error) {
 	t.Helper()
 	if cfg.Realm == "" {
 		cfg.Realm = "acme"
@@ -58,7 +58,7 @@ func tryOpen(t testing.TB, nc *nats.Conn, cfg stream.Config) (*stream.Stream, er
 	if cfg.Filter == "" {
 		cfg.Filter = filter
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		s, err := stream.Open(t.Context(), nc, cfg)
 		if kindOf(err) != stream.Unavailable || time.Now().After(deadline) {
 			return s, err
@@ -103,11 +103,12 @@ func messages(from, n int) []stream.Message {
 	return msgs
 }
 
-// contents reads the whole stream in its order, as event ids; a message without one is "foreign".
+// contents reads the whole stream in its order, as event ids; a message without one is
+// "foreign".
 func contents(t testing.TB, s *stream.Stream) (ids []string) {
 	t.Helper()
 	var err error
-	eventually(t, "the stream to be read", func() bool {
+	natstest.Eventually(t, "the stream to be read", func() bool {
 		ids = nil
 		var info stream.Info
 		if info, err = s.Info(t.Context()); err == nil {
@@ -157,16 +158,6 @@ func count(t testing.TB, js jetstream.JetStream, name string) int {
 	return int(s.CachedInfo().State.Msgs)
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited for %s", what)
-		}
-	}
-}
-
 // last is the cursor of a read.
 func last(t testing.TB, s *stream.Stream) stream.Cursor {
 	t.Helper()
@@ -177,12 +168,13 @@ func last(t testing.TB, s *stream.Stream) stream.Cursor {
 	return c
 }
 
-// acked stores message 0 and returns the cursor behind it, for a write after the first one. What is still on its way from an Append that
-// failed may come first, and then it takes another read.
+// acked stores message 0 and returns the cursor behind it, for a write after the first
+// one. What is still on its way from an Append that failed may come first, and then it
+// takes another read.
 func acked(t testing.TB, s *stream.Stream) (c stream.Cursor) {
 	t.Helper()
 	var err error
-	eventually(t, "a message to be stored", func() bool {
+	natstest.Eventually(t, "a message to be stored", func() bool {
 		c, err = s.Append(t.Context(), last(t, s), messages(0, 1))
 		return kindOf(err) != stream.Refused
 	})

@@ -11,16 +11,28 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 )
 
-// An object store is a stream with a convention (NATS ADR-20): the object's bytes are messages on $O.<bucket>.C.<nuid>, and one message
-// on $O.<bucket>.M.<name in base64> says which they are. Readers see the object from that last message on. It is written here over the
-// same acknowledgements as everything else, so that a dropped connection, a missing permission and a full store come out as the
-// same errors.
+// An object store is a stream with a convention (NATS ADR-20): the object's bytes are
+// messages on $O.<bucket>.C.<nuid>, and one message on $O.<bucket>.M.<name in base64>
+// says which they are. Readers see the object from that last message on.
+//
+// It is not written by jetstream.ObjectStore, for what its Put does in nats.go 1.55:
+//
+//   - It sends the name without waiting for the chunks. A full store refuses a large
+//     chunk and takes the small name, and the object of that name that was whole cannot
+//     be read any more.
+//   - A chunk that finds no leader is sent again behind the others. Put succeeds, and the
+//     bytes are in another order than the digest says.
+//   - It asks for the old object by a direct get, for which docs/permissions.md gives no
+//     right.
+//
+// Here the acknowledgements are those of everything else, so a dropped connection, a
+// missing permission and a full store come out as the same errors.
 
 const (
 	chunkSize    = 128 << 10
@@ -29,38 +41,25 @@ const (
 	rollupHeader = "Nats-Rollup"
 )
 
-// objectInfo is the message about an object (ADR-20).
-type objectInfo struct {
-	Name    string    `json:"name"`
-	Bucket  string    `json:"bucket"`
-	NUID    string    `json:"nuid"`
-	Size    uint64    `json:"size"`
-	ModTime time.Time `json:"mtime"` // readers take the time of the message
-	Chunks  uint32    `json:"chunks"`
-	Digest  string    `json:"digest,omitempty"`
-	Deleted bool      `json:"deleted,omitempty"`
-	Options struct {
-		ChunkSize uint32 `json:"max_chunk_size,omitempty"`
-	} `json:"options"`
-}
-
 var bucketName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Bucket is the name of the realm's object store.
 func (s *Stream) Bucket() string { return s.cfg.Bucket }
 
-// PutObject keeps data under name in the realm's object store, made if it is missing, for messages that are larger than a message may be.
-// The same name again replaces it.
+// PutObject keeps data under name in the realm's object store, made if it is missing, for
+// messages that are larger than a message may be. The same name again replaces it.
 //
-// A store that is made gets the age limit, storage and replicas of the stream. What is larger than the store's own limit is TooLarge:
-// it will never fit. A store without room now is Full.
+// A store that is made gets the age limit, storage and replicas of the stream. What is
+// larger than the store's own limit is TooLarge: it will never fit. A store without room
+// now is Full.
 func (s *Stream) PutObject(ctx context.Context, name string, data []byte) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
 	if !bucketName.MatchString(s.cfg.Bucket) {
-		return &ConfigError{Setting: "object store", Reason: fmt.Sprintf("%q cannot be the name of a bucket; use letters, digits, _ and -",
-			s.cfg.Bucket)}
+		return &ConfigError{Setting: "object store",
+			Reason: fmt.Sprintf("%q cannot be the name of a bucket; use letters, digits, _ and -",
+				s.cfg.Bucket)}
 	}
 	store, err := s.objectStore(ctx)
 	if err != nil {
@@ -82,28 +81,28 @@ func (s *Stream) objectStore(ctx context.Context) (*streamInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := streamConfig{
-		Name:         stream,
-		Description:  "Zulip events of " + s.cfg.Realm + " that are too large for a message",
-		Subjects:     []string{"$O." + s.cfg.Bucket + ".C.>", "$O." + s.cfg.Bucket + ".M.>"},
-		Retention:    "limits",
-		Storage:      like.Config.Storage,
-		Replicas:     like.Config.Replicas,
-		MaxConsumers: -1,
-		MaxMsgs:      -1,
-		MaxBytes:     -1,
-		MaxAge:       like.Config.MaxAge,
-		MaxMsgsPer:   -1,
-		MaxMsgSize:   -1,
-		Discard:      "new",
-		AllowDirect:  true,
-		AllowRollup:  true,
-		Metadata:     map[string]string{"zulip-bridge": cmp.Or(s.cfg.Version, "unknown")},
+	config := jetstream.StreamConfig{
+		Name:        stream,
+		Description: "Zulip events of " + s.cfg.Realm + " that are too large for a message",
+		Subjects:    []string{"$O." + s.cfg.Bucket + ".C.>", "$O." + s.cfg.Bucket + ".M.>"},
+		Storage:     like.Config.Storage,
+		Replicas:    like.Config.Replicas,
+		MaxAge:      like.Config.MaxAge,
+		Discard:     jetstream.DiscardNew,
+		AllowDirect: true,
+		AllowRollup: true,
+		Metadata:    map[string]string{"zulip-bridge": cmp.Or(s.cfg.Version, "unknown")},
 	}
-	if like.Config.MaxAge > 0 {
-		config.Duplicates = min(defaultDuplicates, like.Config.MaxAge)
+	create := func() error {
+		return s.link.ask(ctx, "object store "+s.cfg.Bucket+": creating it", s.api+"STREAM.CREATE."+stream, &config,
+			apiTimeout, &apiReply{})
 	}
-	err = s.link.ask(ctx, "object store "+s.cfg.Bucket+": creating it", s.api+"STREAM.CREATE."+stream, &config, apiTimeout, &apiReply{})
+	err = create()
+	if e, ok := errors.AsType[*Error](err); ok &&
+		e.Code == 10113 && like.Config.MaxBytes > 0 { // the account wants a limit of size
+		config.MaxBytes = like.Config.MaxBytes
+		err = create()
+	}
 	if e, ok := errors.AsType[*Error](err); err != nil && !(ok && e.Code == 10058) { // 10058: somebody was faster
 		return nil, err
 	}
@@ -114,22 +113,25 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 	bucket, stream := s.cfg.Bucket, store.Config.Name
 	what := fmt.Sprintf("object store %s: %s (%d bytes)", bucket, name, len(data))
 	metaSubject := "$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
-	info := objectInfo{Name: name, Bucket: bucket, NUID: nuid.Next(), Size: uint64(len(data))}
+	info := jetstream.ObjectInfo{ObjectMeta: jetstream.ObjectMeta{Name: name}, Bucket: bucket, NUID: nuid.Next(),
+		Size: uint64(len(data))}
 	chunkSubject := "$O." + bucket + ".C." + info.NUID
 
 	limit := s.link.nc.MaxPayload()
-	if size := store.Config.MaxMsgSize; size > 0 {
+	if size := int64(store.Config.MaxMsgSize); size > 0 {
 		limit = min(limit, size)
 	}
 	if limit < int64(len(name))+metaRoom {
-		return errorf(TooLarge, "%s: the store's messages may have %d bytes only (max_msg_size, max_payload), too few for an object",
+		return errorf(TooLarge, "%s: the store's messages may have %d bytes only (max_msg_size, max_payload), too "+
+			"few for an object",
 			what, limit)
 	}
 	chunk := int(min(limit, chunkSize))
 	info.Chunks = uint32((len(data) + chunk - 1) / chunk)
-	info.Options.ChunkSize = uint32(chunk)
-	sum := sha256.Sum256(data)
-	info.Digest = "SHA-256=" + base64.URLEncoding.EncodeToString(sum[:])
+	info.Opts = &jetstream.ObjectMetaOptions{ChunkSize: uint32(chunk)}
+	sum := sha256.New()
+	sum.Write(data)
+	info.Digest = jetstream.GetObjectDigestValue(sum)
 	about, err := json.Marshal(&info)
 	if err != nil {
 		return errorf(Wrong, "%s: %w", what, err)
@@ -137,10 +139,12 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 	needed := int64(len(data)) + int64(info.Chunks)*int64(recordFrame+len(chunkSubject)) +
 		int64(len(about)+recordFrame+len(metaSubject)+len("NATS/1.0\r\nNats-Rollup: sub\r\n\r\n"))
 	if most := store.Config.MaxBytes; most > 0 && needed > most {
-		return errorf(TooLarge, "%s: it needs %d bytes, more than the %d that the store may ever hold (max_bytes)", what, needed, most)
+		return errorf(TooLarge, "%s: it needs %d bytes, more than the %d that the store may ever hold (max_bytes)",
+			what, needed, most)
 	}
 	if most := store.Config.MaxMsgs; most > 0 && int64(info.Chunks)+1 > most {
-		return errorf(TooLarge, "%s: it needs %d messages, more than the %d that the store may ever hold (max_msgs)", what,
+		return errorf(TooLarge, "%s: it needs %d messages, more than the %d that the store may ever hold "+
+			"(max_msgs)", what,
 			info.Chunks+1, most)
 	}
 	old, err := s.get(ctx, stream, getRequest{LastFor: metaSubject})
@@ -149,37 +153,40 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 	}
 
 	p := &objectPut{
-		flight: &flight{Stream: s, ctx: ctx, what: what, broken: s.link.broken()}, stream: stream, domain: store.Domain,
+		appendOp: &appendOp{Stream: s, ctx: ctx, what: what, broken: s.link.broken()}, stream: stream, domain: store.Domain,
 	}
 	p.waiter = s.link.wait(func(v violation) bool {
-		return v.subject == chunkSubject || v.subject == metaSubject || s.link.isReply(v.subject)
+		return v.subject == chunkSubject || v.subject == metaSubject || s.link.unheard(v)
 	})
 	defer s.link.forget(p.waiter)
 	s.out.token++
 	p.prefix = s.out.inbox + "." + strconv.FormatUint(s.out.token, 36) + "."
 	err = p.send(chunkSubject, metaSubject, data, chunk, about)
 	if err != nil {
-		// If the power fails here, the chunks are left without a name; the store's age limit clears them.
+		// If the power fails here, the chunks are left without a name; the store's age
+		// limit clears them.
 		s.purge(ctx, stream, chunkSubject)
 		return err
 	}
 	// From here on readers see the new object. The old one's chunks are nobody's.
-	var before objectInfo
+	var before jetstream.ObjectInfo
 	if old != nil && json.Unmarshal(old.Data, &before) == nil && before.NUID != "" && before.NUID != info.NUID {
 		s.purge(ctx, stream, "$O."+bucket+".C."+before.NUID)
 	}
 	return nil
 }
 
-// purge removes chunks that nothing points to. What it cannot remove goes with the store's age limit.
+// purge removes chunks that nothing points to. What it cannot remove goes with the
+// store's age limit.
 func (s *Stream) purge(ctx context.Context, stream, subject string) {
-	_ = s.link.ask(context.WithoutCancel(ctx), "object store: purging", s.api+"STREAM.PURGE."+stream, map[string]string{"filter": subject},
+	_ = s.link.ask(context.WithoutCancel(ctx), "object store: purging", s.api+"STREAM.PURGE."+stream,
+		map[string]string{"filter": subject},
 		s.cfg.AckTimeout, &apiReply{})
 }
 
 // objectPut is one object under way.
 type objectPut struct {
-	*flight
+	*appendOp
 	stream, domain string
 	prefix         string // of the reply subjects
 	inAir          int
@@ -215,8 +222,9 @@ func (p *objectPut) post(n, room int) error {
 	return p.drain(room - 1)
 }
 
-// drain waits until at most so many messages are unacknowledged. Once one of them is refused it waits for the answers to all of them: a
-// smaller one may still fit where a larger one did not, and has to have landed before it is purged.
+// drain waits until at most so many messages are unacknowledged. Once one of them is
+// refused it waits for the answers to all of them: a smaller one may still fit where a
+// larger one did not, and has to have landed before it is purged.
 func (p *objectPut) drain(most int) error {
 	var refusal error
 	for p.inAir > most {
@@ -245,8 +253,8 @@ func (p *objectPut) acknowledged(msg *nats.Msg) error {
 	case a.Error != nil:
 		return newAPIError(p.what, a.Error)
 	case a.Stream != p.stream || a.Domain != p.domain:
-		return errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q; two streams capture the "+
-			"same subjects", p.what, a.Stream, a.Domain, p.stream, p.domain)
+		return errorf(Wrong, "%s: acknowledged by stream %q in JetStream domain %q instead of %q in domain %q; two "+
+			"streams capture the same subjects", p.what, a.Stream, a.Domain, p.stream, p.domain)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/stream"
@@ -94,7 +95,7 @@ func TestObjectThatDoesNotFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "what did not fit to leave nothing behind", func() bool {
+	natstest.Eventually(t, "what did not fit to leave nothing behind", func() bool {
 		info, err := stored.Info(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -106,6 +107,57 @@ func TestObjectThatDoesNotFit(t *testing.T) {
 	}
 	if err := s.PutObject(t.Context(), "second", random(800_000)); err != nil {
 		t.Errorf("with room again: %v", err)
+	}
+}
+
+// A large event may be stored already, with its stub: what does not fit the second time
+// takes nothing away.
+func TestObjectThatDoesNotFitKeepsTheOldOne(t *testing.T) {
+	srv := natstest.Start(t)
+	js := srv.JetStream()
+	config := jetstream.ObjectStoreConfig{Bucket: "own", MaxBytes: 1 << 20}
+	if _, err := js.CreateObjectStore(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, connect(t, srv.URL), stream.Config{Bucket: "own"})
+	data := random(600_000)
+	if err := s.PutObject(t.Context(), "name", data); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s.PutObject(t.Context(), "name", data), stream.Full, "10077")
+	if got := object(t, js, "own", "name"); !bytes.Equal(got, data) {
+		t.Errorf("%d other bytes came back", len(got))
+	}
+}
+
+// A chunk finds no leader, and those behind it do. To send it again would change the
+// order of the bytes.
+func TestObjectWithoutLeaderForAMoment(t *testing.T) {
+	s, proxy, srv := behind(t, stream.Config{})
+	other, data := srv.Conn(), random(800_000)
+	if err := s.PutObject(t.Context(), "x", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	chunks := 0
+	proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
+		if len(p.Payload) != 128<<10 {
+			return natstest.Pass
+		}
+		if chunks++; chunks != 2 {
+			return natstest.Pass
+		}
+		_ = other.PublishMsg(&nats.Msg{Subject: p.Reply, Header: nats.Header{"Status": {"503"}}})
+		return natstest.Lose
+	})
+	want(t, s.PutObject(t.Context(), "x", data), stream.Unavailable, "nobody answers")
+	if got := object(t, srv.JetStream(), "zulip_acme", "x"); string(got) != "old" {
+		t.Errorf("%d other bytes came back", len(got))
+	}
+	if err := s.PutObject(t.Context(), "x", data); err != nil {
+		t.Fatal(err)
+	}
+	if got := object(t, srv.JetStream(), "zulip_acme", "x"); !bytes.Equal(got, data) {
+		t.Errorf("%d other bytes came back", len(got))
 	}
 }
 
@@ -140,7 +192,7 @@ func TestObjectTroubles(t *testing.T) {
 		data := random(3_000_000)
 		want(t, s.PutObject(t.Context(), "x", data), stream.Unclear, "object store zulip_acme")
 		var err error
-		eventually(t, "another attempt to succeed", func() bool {
+		natstest.Eventually(t, "another attempt to succeed", func() bool {
 			err = s.PutObject(t.Context(), "x", data)
 			return err == nil
 		})
@@ -148,4 +200,25 @@ func TestObjectTroubles(t *testing.T) {
 			t.Error("other bytes came back")
 		}
 	})
+}
+
+// An account that wants a limit of size for each stream gets that of the realm's stream.
+func TestObjectStoreThatNeedsALimit(t *testing.T) {
+	srv := natstest.Start(t)
+	err := srv.Server().GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+		"": {MaxMemory: 1 << 30, MaxStore: 1 << 30, MaxStreams: -1, MaxConsumers: -1, MaxBytesRequired: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, connect(t, srv.URL), stream.Config{New: stream.NewStream{MaxBytes: 8 << 20}})
+	if err := s.PutObject(t.Context(), "name", []byte("data")); err != nil {
+		t.Fatal(err)
+	}
+	store, err := srv.JetStream().ObjectStore(t.Context(), s.Bucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := store.GetBytes(t.Context(), "name"); err != nil || string(data) != "data" {
+		t.Errorf("the object is %q, %v", data, err)
+	}
 }

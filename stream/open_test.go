@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -16,10 +17,11 @@ import (
 	"zulip-nats/stream/natstest"
 )
 
-// rawConfig is a stream's configuration as the server gives it, without the types of any library.
+// rawConfig is a stream's configuration as the server gives it, without the types of any
+// library.
 func rawConfig(t *testing.T, srv *natstest.Server, name string) map[string]any {
 	t.Helper()
-	answer, err := srv.Conn().Request("$JS.API.STREAM.INFO."+name, nil, time.Minute)
+	answer, err := srv.Conn().Request("$JS.API.STREAM.INFO."+name, nil, 2*time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,8 +43,8 @@ func createRaw(t *testing.T, srv *natstest.Server, name string, config map[strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "stream "+name, func() bool {
-		answer, err := srv.Conn().Request("$JS.API.STREAM.CREATE."+name, data, time.Minute)
+	natstest.Eventually(t, "stream "+name, func() bool {
+		answer, err := srv.Conn().Request("$JS.API.STREAM.CREATE."+name, data, 2*time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,10 +71,13 @@ func TestNewStream(t *testing.T) {
 		t.Errorf("metadata is %v", metadata)
 	}
 	want := map[string]any{
-		"subjects": []any{"zulip.acme.>"}, "retention": "limits", "storage": "file", "num_replicas": 1.0, "max_age": 7 * 24 * 3600e9,
-		"max_bytes": -1.0, "max_msgs": -1.0, "max_msg_size": -1.0, "max_msgs_per_subject": -1.0, "max_consumers": -1.0, "discard": "old",
-		"duplicate_window": 120e9, "compression": "s2", "allow_direct": true, "allow_msg_ttl": true, "allow_rollup_hdrs": false,
-		"allow_atomic": true, "allow_batched": true, "deny_delete": false, "deny_purge": false, "sealed": false,
+		"subjects": []any{"zulip.acme.>"}, "retention": "limits", "storage": "file", "num_replicas": 1.0,
+		"max_age":   7 * 24 * 3600e9,
+		"max_bytes": -1.0, "max_msgs": -1.0, "max_msg_size": -1.0, "max_msgs_per_subject": -1.0, "max_consumers": -1.0,
+		"discard":          "old",
+		"duplicate_window": 120e9, "compression": "s2", "allow_direct": true, "allow_msg_ttl": true,
+		"allow_rollup_hdrs": false,
+		"allow_atomic":      true, "allow_batched": true, "deny_delete": false, "deny_purge": false, "sealed": false,
 	}
 	for key, value := range want {
 		got, _ := json.Marshal(config[key])
@@ -90,10 +95,12 @@ func TestNewStream(t *testing.T) {
 		t.Error("an existing stream was changed")
 	}
 
-	chosen := open(t, nc, stream.Config{Realm: "other", Filter: "zulip.other.>", Name: "MINE", QueueLife: 10 * 24 * time.Hour,
-		New: stream.NewStream{Memory: true, MaxBytes: 1 << 20}})
+	chosen := open(t, nc, stream.Config{Realm: "other", Filter: "zulip.other.>", Name: "MINE",
+		QueueLife: 10 * 24 * time.Hour,
+		New:       stream.NewStream{Memory: true, MaxBytes: 1 << 20}})
 	config = rawConfig(t, srv, "MINE")
-	if !chosen.Created() || config["storage"] != "memory" || config["max_bytes"] != float64(1<<20) || config["max_age"] != 10*24*3600e9 {
+	if !chosen.Created() || config["storage"] != "memory" || config["max_bytes"] != float64(1<<20) ||
+		config["max_age"] != 10*24*3600e9 {
 		t.Errorf("the chosen settings became %v", config)
 	}
 }
@@ -102,8 +109,10 @@ func TestNewStream(t *testing.T) {
 func TestExistingStreamIsAdopted(t *testing.T) {
 	srv := natstest.Start(t)
 	createRaw(t, srv, "CHAT", map[string]any{
-		"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "memory", "max_age": 48 * 3600e9, "num_replicas": 1,
-		"allow_batched": true, "description": "ours", "metadata": map[string]string{"team": "chat"}, "max_msg_size": 5000,
+		"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "memory", "max_age": 48 * 3600e9,
+		"num_replicas":  1,
+		"allow_batched": true, "description": "ours", "metadata": map[string]string{"team": "chat"},
+		"max_msg_size": 5000,
 	})
 	before := rawConfig(t, srv, "CHAT")
 	s := open(t, connect(t, srv.URL), stream.Config{})
@@ -128,7 +137,8 @@ func TestExistingStreamIsAdopted(t *testing.T) {
 func TestStreamsThatBreakThePromise(t *testing.T) {
 	srv := natstest.Start(t)
 	nc := connect(t, srv.URL)
-	base := map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "file", "num_replicas": 1}
+	base := map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "file",
+		"num_replicas": 1}
 	with := func(key string, value any) map[string]any {
 		c := maps.Clone(base)
 		c[key] = value
@@ -139,7 +149,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 		delete(c, "subjects")
 		return c
 	}
-	createRaw(t, srv, "ORIGIN", map[string]any{"subjects": []string{"origin.>"}, "retention": "limits", "storage": "file", "num_replicas": 1})
+	createRaw(t, srv, "ORIGIN", map[string]any{"subjects": []string{"origin.>"}, "retention": "limits",
+		"storage": "file", "num_replicas": 1})
 	for _, test := range []struct {
 		setting string
 		config  map[string]any
@@ -154,7 +165,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 		{"allow_msg_counter", with("allow_msg_counter", true)},
 		{"subjects", with("subjects", []string{"zulip.acme.*"})},
 		{"subjects", with("subjects", []string{"zulip.acme.message", "zulip.acme.reaction"})},
-		{"no_ack, retention", map[string]any{"subjects": []string{"zulip.acme.>"}, "storage": "file", "num_replicas": 1, "no_ack": true,
+		{"no_ack, retention", map[string]any{"subjects": []string{"zulip.acme.>"}, "storage": "file", "num_replicas": 1,
+			"no_ack":    true,
 			"retention": "interest"}},
 	} {
 		t.Run(test.setting, func(t *testing.T) {
@@ -169,7 +181,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 				t.Errorf("the error is about %q of stream %q", c.Setting, c.Stream)
 			}
 			if !strings.Contains(err.Error(), "stream BAD: ") || !strings.Contains(err.Error(), "use another stream") &&
-				!strings.Contains(err.Error(), "nats stream edit BAD") && !strings.Contains(err.Error(), "use a stream with") {
+				!strings.Contains(err.Error(), "nats stream edit BAD") &&
+				!strings.Contains(err.Error(), "use a stream with") {
 				t.Errorf("the sentence does not help: %v", err)
 			}
 		})
@@ -200,7 +213,8 @@ func TestStreamsThatBreakThePromise(t *testing.T) {
 func TestTwoStreamsCaptureParts(t *testing.T) {
 	srv := natstest.Start(t)
 	plain := func(subject string) map[string]any {
-		return map[string]any{"subjects": []string{subject}, "retention": "limits", "storage": "file", "num_replicas": 1}
+		return map[string]any{"subjects": []string{subject}, "retention": "limits", "storage": "file",
+			"num_replicas": 1}
 	}
 	createRaw(t, srv, "ONE", plain("zulip.acme.message"))
 	_, err := tryOpen(t, connect(t, srv.URL), stream.Config{})
@@ -209,11 +223,13 @@ func TestTwoStreamsCaptureParts(t *testing.T) {
 	}
 	createRaw(t, srv, "TWO", plain("zulip.*.reaction"))
 	_, err = tryOpen(t, connect(t, srv.URL), stream.Config{})
-	if _, ok := errors.AsType[*stream.ConfigError](err); !ok || !strings.Contains(err.Error(), "ONE") || !strings.Contains(err.Error(), "TWO") {
+	if _, ok := errors.AsType[*stream.ConfigError](err); !ok || !strings.Contains(err.Error(), "ONE") ||
+		!strings.Contains(err.Error(), "TWO") {
 		t.Errorf("with two streams for parts: %v", err)
 	}
 	_, err = tryOpen(t, connect(t, srv.URL), stream.Config{Name: "THREE"})
-	if c, ok := errors.AsType[*stream.ConfigError](err); !ok || c.Setting != "subjects" || !strings.Contains(err.Error(), "10065") {
+	if c, ok := errors.AsType[*stream.ConfigError](err); !ok || c.Setting != "subjects" ||
+		!strings.Contains(err.Error(), "10065") {
 		t.Errorf("making one over their subjects: %v", err)
 	}
 }
@@ -234,23 +250,24 @@ func TestWarnings(t *testing.T) {
 		{"discard", map[string]any{"discard": "new", "max_bytes": 1 << 20}},
 	} {
 		t.Run(test.word, func(t *testing.T) {
-			config := map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "file", "num_replicas": 1}
+			config := map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "file",
+				"num_replicas": 1}
 			maps.Copy(config, test.config)
 			createRaw(t, srv, "ODD", config)
 			defer srv.JetStream().DeleteStream(t.Context(), "ODD")
 			s := open(t, nc, stream.Config{QueueLife: 24 * time.Hour})
-			all := s.Warnings()
+			all := slices.Concat(s.Warnings(), s.Usual())
 			for _, w := range all {
 				if !strings.HasPrefix(w, "stream ODD: ") {
 					t.Errorf("%q names no stream", w)
 				}
 			}
-			usual := slices.ContainsFunc(all, func(w string) bool { return strings.Contains(w, "one replica") })
+			usual := slices.ContainsFunc(s.Usual(), func(w string) bool { return strings.Contains(w, "one replica") })
 			if usual != (config["storage"] == "file") {
 				t.Errorf("of durability nothing, or too much, is said: %q", all)
 			}
 			if test.word == "" {
-				if len(all) != 1 {
+				if len(all) != 1 || len(s.Usual()) != 1 {
 					t.Errorf("the usual stream gets %q", all)
 				}
 				return
@@ -265,8 +282,10 @@ func TestWarnings(t *testing.T) {
 func TestForcedPathThatTheStreamDoesNotOffer(t *testing.T) {
 	srv := natstest.Start(t)
 	nc := connect(t, srv.URL)
-	createRaw(t, srv, "PLAIN", map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits", "storage": "file", "num_replicas": 1})
-	createRaw(t, srv, "WIDE", map[string]any{"subjects": []string{"chat.>"}, "retention": "limits", "storage": "file", "num_replicas": 1,
+	createRaw(t, srv, "PLAIN", map[string]any{"subjects": []string{"zulip.acme.>"}, "retention": "limits",
+		"storage": "file", "num_replicas": 1})
+	createRaw(t, srv, "WIDE", map[string]any{"subjects": []string{"chat.>"}, "retention": "limits", "storage": "file",
+		"num_replicas":  1,
 		"allow_batched": true, "allow_atomic": true})
 	for _, test := range []struct {
 		cfg  stream.Config
@@ -291,7 +310,8 @@ func TestForcedPathThatTheStreamDoesNotOffer(t *testing.T) {
 func TestUnusableNames(t *testing.T) {
 	nc := connect(t, natstest.Start(t).URL)
 	for _, cfg := range []stream.Config{
-		{Name: "a.b"}, {Name: "a b"}, {Name: ">"}, {Filter: "zulip.acme"}, {Filter: "zulip.*.>"}, {Filter: ">"}, {Filter: "zulip.acme>"},
+		{Name: "a.b"}, {Name: "a b"}, {Name: ">"}, {Filter: "zulip.acme"}, {Filter: "zulip.*.>"}, {Filter: ">"},
+		{Filter: "zulip.acme>"},
 	} {
 		_, err := tryOpen(t, nc, cfg)
 		if _, ok := errors.AsType[*stream.ConfigError](err); !ok {
@@ -300,7 +320,8 @@ func TestUnusableNames(t *testing.T) {
 	}
 }
 
-// An account without JetStream cannot be waited for; a server that is only slow to start can.
+// An account without JetStream cannot be waited for; a server that is only slow to start
+// can.
 func TestJetStreamNotThere(t *testing.T) {
 	t.Run("account without", func(t *testing.T) {
 		srv := natstest.Start(t, func(o *server.Options) {
@@ -318,16 +339,11 @@ func TestJetStreamNotThere(t *testing.T) {
 			t.Fatalf("got %v (%v)", err, kindOf(err))
 		}
 	})
-	t.Run("server without", func(t *testing.T) {
-		srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
-		_, err := stream.Open(t.Context(), connect(t, srv.URL), stream.Config{Realm: "acme", Filter: filter})
-		want(t, err, stream.Unavailable, "no JetStream server is ready")
-	})
 	t.Run("not connected", func(t *testing.T) {
 		srv := natstest.Start(t)
 		nc := connect(t, srv.URL)
 		srv.Stop()
-		eventually(t, "the connection to drop", func() bool { return !nc.IsConnected() })
+		natstest.Eventually(t, "the connection to drop", func() bool { return !nc.IsConnected() })
 		_, err := stream.Open(t.Context(), nc, stream.Config{Realm: "acme", Filter: filter})
 		want(t, err, stream.Unavailable, "down")
 		srv.Restart()
@@ -351,4 +367,60 @@ func TestNewStreamThatCannotBe(t *testing.T) {
 			t.Errorf("%+v: %v", test.new, err)
 		}
 	}
+}
+
+// Whoever has a say before a stream is made is asked once, and only if there is none.
+func TestBeforeCreate(t *testing.T) {
+	srv := natstest.Start(t)
+	nc := connect(t, srv.URL)
+	asked := 0
+	no := errors.New("not yet")
+	say := no
+	cfg := stream.Config{BeforeCreate: func(context.Context) error { asked++; return say }}
+	if _, err := tryOpen(t, nc, cfg); !errors.Is(err, no) || !errors.Is(err, stream.ErrNotMade) ||
+		!strings.Contains(err.Error(), "ZULIP_acme") {
+		t.Errorf("got %v", err)
+	}
+	for name := range srv.JetStream().StreamNames(t.Context()).Name() {
+		t.Errorf("%s was made", name)
+	}
+	say = nil
+	if s := open(t, nc, cfg); !s.Created() || asked != 2 {
+		t.Errorf("created %v, asked %d times", s.Created(), asked)
+	}
+	if s := open(t, nc, cfg); s.Created() || asked != 2 {
+		t.Errorf("of a stream that is there: created %v, asked %d times", s.Created(), asked)
+	}
+}
+
+// What becomes risky under way is said once; what was so at the start is not said again.
+func TestWarningsUnderWay(t *testing.T) {
+	js := startScript(t, "2.15.2")
+	js.config(map[string]any{"num_replicas": 3})
+	var said []string
+	s := openScript(t, js, stream.Config{QueueLife: 24 * time.Hour,
+		Warn: func(text string) { said = append(said, text) }})
+	look := func(config map[string]any, words ...string) {
+		t.Helper()
+		js.config(config)
+		said = nil
+		for range 2 {
+			if _, err := s.Info(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(said) != len(words) {
+			t.Fatalf("said %q, want %q", said, words)
+		}
+		for i, w := range words {
+			if !strings.Contains(said[i], w) {
+				t.Errorf("said %q, want %q", said, words)
+			}
+		}
+	}
+	look(map[string]any{"num_replicas": 3})
+	look(map[string]any{"num_replicas": 1}, "one replica")
+	look(map[string]any{"num_replicas": 1, "max_age": 1800e9}, "less than an hour")
+	look(map[string]any{"max_age": 0})
+	look(map[string]any{"num_replicas": 3, "max_age": 1800e9}, "less than an hour")
 }

@@ -7,13 +7,17 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"zulip-nats/health"
 )
 
-// All reads that decide anything go to the stream's leader by STREAM.MSG.GET. A direct get is answered by any replica, also by
-// one that lags behind.
+// All reads that decide anything go to the stream's leader by STREAM.MSG.GET. A direct
+// get is answered by any replica, also by one that lags behind.
 
-// getRequest is the question of STREAM.MSG.GET (nats-server, jetstream_api.go, JSApiMsgGetRequest).
+// getRequest is the question of STREAM.MSG.GET (nats-server, jetstream_api.go,
+// JSApiMsgGetRequest).
 type getRequest struct {
 	Seq       uint64     `json:"seq,omitempty"`
 	LastFor   string     `json:"last_by_subj,omitempty"`
@@ -44,12 +48,14 @@ func (s *Stream) get(ctx context.Context, stream string, q getRequest) (*Stored,
 	}
 	m := reply.Message
 	if m == nil {
-		return nil, errorf(Wrong, "stream %s: reading: an answer without a message; what gave it is no JetStream", stream)
+		return nil, errorf(Wrong, "stream %s: reading: an answer without a message; what gave it is no "+
+			"JetStream", stream)
 	}
 	return &Stored{Seq: m.Seq, Subject: m.Subject, Header: parseHeaders(m.Headers), Data: m.Data, Time: m.Time}, nil
 }
 
-// parseHeaders keeps the case of the keys. Headers that cannot be read are those of somebody else's message, and nobody's business.
+// parseHeaders keeps the case of the keys. Headers that cannot be read are those of
+// somebody else's message, and nobody's business.
 func parseHeaders(raw []byte) map[string][]string {
 	if len(raw) == 0 {
 		return nil
@@ -61,21 +67,26 @@ func parseHeaders(raw []byte) map[string][]string {
 	return h
 }
 
-// Last reads the newest message under the filter from the stream's leader. A nil message means that there is none.
+// Last reads the newest message under the filter from the stream's leader. A nil message
+// means that there is none.
 func (s *Stream) Last(ctx context.Context) (Cursor, *Stored, error) {
+	cursor := Cursor{Epoch: s.Epoch()}
 	m, err := s.LastOn(ctx, s.cfg.Filter)
 	if err != nil || m == nil {
-		return Cursor{}, nil, err
+		return cursor, nil, err
 	}
-	return Cursor{Seq: m.Seq}, m, nil
+	cursor.Seq = m.Seq
+	return cursor, m, nil
 }
 
-// LastOn reads the newest message on one subject (wildcards allowed) from the leader, nil if there is none.
+// LastOn reads the newest message on one subject (wildcards allowed) from the leader, nil
+// if there is none.
 func (s *Stream) LastOn(ctx context.Context, subject string) (*Stored, error) {
 	return s.get(ctx, s.name, getRequest{LastFor: subject})
 }
 
-// At reads the message with that sequence from the leader, or nil where it is deleted, or belongs to another filter.
+// At reads the message with that sequence from the leader, or nil where it is deleted, or
+// belongs to another filter.
 func (s *Stream) At(ctx context.Context, seq uint64) (*Stored, error) {
 	if seq == 0 {
 		return nil, nil
@@ -87,7 +98,14 @@ func (s *Stream) At(ctx context.Context, seq uint64) (*Stored, error) {
 	return m, nil
 }
 
-// Start is where a Scan begins: at a sequence, or at the first message that is not older than a time.
+// Next reads the first message on subject (wildcards allowed) at or behind a sequence
+// from the leader, nil if there is none.
+func (s *Stream) Next(ctx context.Context, subject string, seq uint64) (*Stored, error) {
+	return s.get(ctx, s.name, getRequest{Seq: max(seq, 1), NextFor: subject})
+}
+
+// Start is where a Scan begins: at a sequence, or at the first message that is not older
+// than a time.
 type Start struct {
 	Seq  uint64
 	Time time.Time
@@ -96,13 +114,16 @@ type Start struct {
 // callerError carries an error of Scan's f through, to be told from our own.
 type callerError struct{ error }
 
-// Scan calls f with each message on subject (wildcards allowed) from a start on, in stream order, up to and including sequence `until`,
-// headers only (Data is nil) if headersOnly. It reads by a short-lived consumer, or message by message (next_by_subj) where the
-// account may not create one, or none can be made now. An error of f ends it and is returned as it is. After an error of its own, f has
-// seen a beginning.
+// Scan calls f with each message on subject (wildcards allowed) from a start on, in
+// stream order, up to and including sequence `until`, headers only (Data is nil) if
+// headersOnly. It reads by a short-lived consumer, or message by message (next_by_subj)
+// where the account may not create one, or none can be made now. An error of f ends it
+// and is returned as it is. After an error of its own, f has seen a beginning.
 //
-// A consumer may read a replica that lags behind, so the last word is always the leader's.
-func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uint64, headersOnly bool, f func(*Stored) error) error {
+// A consumer may read a replica that lags behind, so the last word is always the
+// leader's.
+func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uint64, headersOnly bool,
+	f func(*Stored) error) error {
 	if until == 0 {
 		return nil
 	}
@@ -119,7 +140,7 @@ func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uin
 	}
 	err := s.consume(ctx, subject, from, until, headersOnly, deliver)
 	if _, ok := errors.AsType[*Error](err); ok {
-		err = nil // not allowed, too many of them, no leader of the cluster to make one: the stream's leader may serve us all the same
+		err = nil // not allowed, too many, no leader of the cluster: the stream's leader may serve us all the same
 	}
 	for err == nil && next.Seq <= until {
 		q := getRequest{Seq: max(next.Seq, 1), NextFor: subject}
@@ -142,25 +163,11 @@ func (s *Stream) Scan(ctx context.Context, subject string, from Start, until uin
 	return err
 }
 
-// consumerConfig is what we ask of a consumer (nats-server, consumer.go, ConsumerConfig).
-type consumerConfig struct {
-	Name          string        `json:"name"`
-	DeliverPolicy string        `json:"deliver_policy"`
-	StartSeq      uint64        `json:"opt_start_seq,omitempty"`
-	StartTime     *time.Time    `json:"opt_start_time,omitempty"`
-	AckPolicy     string        `json:"ack_policy"`
-	ReplayPolicy  string        `json:"replay_policy"`
-	Filter        string        `json:"filter_subject"`
-	HeadersOnly   bool          `json:"headers_only,omitempty"`
-	Memory        bool          `json:"mem_storage"`
-	Replicas      int           `json:"num_replicas"`
-	Inactive      time.Duration `json:"inactive_threshold"`
-}
-
 const (
 	pullHeaders  = 500 // messages in one pull, headers only
 	pullMessages = 50
-	// consumerLife is how long the server keeps a consumer that nobody pulls from: what is left behind by a crash.
+	// consumerLife is how long the server keeps a consumer that nobody pulls from: what
+	// is left behind by a crash.
 	consumerLife = 30 * time.Second
 )
 
@@ -170,12 +177,14 @@ func (s *Stream) consume(
 ) error {
 	nc, name := s.link.nc, nuid.Next()
 	what := fmt.Sprintf("stream %s: reading %s", s.name, subject)
-	config := consumerConfig{
-		Name: name, DeliverPolicy: "by_start_sequence", StartSeq: max(from.Seq, 1), AckPolicy: "none", ReplayPolicy: "instant",
-		Filter: subject, HeadersOnly: headersOnly, Memory: true, Replicas: 1, Inactive: consumerLife,
+	config := jetstream.ConsumerConfig{
+		Name: name, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from.Seq, 1),
+		AckPolicy: jetstream.AckNonePolicy, ReplayPolicy: jetstream.ReplayInstantPolicy, FilterSubject: subject,
+		HeadersOnly: headersOnly, MemoryStorage: true, Replicas: 1, InactiveThreshold: consumerLife,
 	}
 	if !from.Time.IsZero() {
-		config.DeliverPolicy, config.StartSeq, config.StartTime = "by_start_time", 0, &from.Time
+		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartTimePolicy, 0
+		config.OptStartTime = &from.Time
 	}
 	batch := pullMessages
 	if headersOnly {
@@ -184,7 +193,7 @@ func (s *Stream) consume(
 
 	broken := s.link.broken()
 	pull := s.api + "CONSUMER.MSG.NEXT." + s.name + "." + name
-	waiter := s.link.wait(func(v violation) bool { return v.subject == pull || s.link.isReply(v.subject) })
+	waiter := s.link.wait(func(v violation) bool { return v.subject == pull || s.link.unheard(v) })
 	defer s.link.forget(waiter)
 	inbox := nc.NewInbox()
 	messages := make(chan *nats.Msg, 2*batch)
@@ -199,32 +208,37 @@ func (s *Stream) consume(
 		Pending uint64 `json:"num_pending"`
 	}
 	create := map[string]any{"stream_name": s.name, "config": config}
-	if err := s.link.ask(ctx, what, s.api+"CONSUMER.CREATE."+s.name+"."+name, create, apiTimeout, &created); err != nil {
+	if err := s.link.ask(ctx, what, s.api+"CONSUMER.CREATE."+s.name+"."+name, create, apiTimeout,
+		&created); err != nil {
 		return err
 	}
 	defer func() {
 		// Without the right to delete it, or without a connection, it goes by itself.
-		_ = s.link.ask(context.WithoutCancel(ctx), what, s.api+"CONSUMER.DELETE."+s.name+"."+name, nil, s.cfg.AckTimeout, &apiReply{})
+		_ = s.link.ask(context.WithoutCancel(ctx), what, s.api+"CONSUMER.DELETE."+s.name+"."+name, nil,
+			s.cfg.AckTimeout, &apiReply{})
 	}()
 	pending, seen, asked := created.Pending, uint64(0), 0
 	for pending > 0 {
 		if asked == 0 {
 			asked = batch
-			if err := nc.PublishRequest(pull, inbox, fmt.Appendf(nil, `{"batch":%d,"no_wait":true}`, batch)); err != nil {
+			if err := nc.PublishRequest(pull, inbox,
+				fmt.Appendf(nil, `{"batch":%d,"no_wait":true}`, batch)); err != nil {
 				return newConnError(what, err, false)
 			}
 		}
 		var msg *nats.Msg
-		timer := time.NewTimer(apiTimeout)
+		health.Waits(ctx, s.link.patience(apiTimeout))
+		timer := time.NewTimer(s.link.patience(apiTimeout))
 		select {
 		case msg = <-messages:
 		case <-broken:
 			return newConnError(what, nats.ErrDisconnected, false)
 		case v := <-waiter.refused:
-			return forbidden(what, v)
+			return s.link.forbidden(what, v)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-timer.C:
+			go s.link.measure()
 			return newConnError(what, nats.ErrTimeout, false)
 		}
 		timer.Stop()
@@ -232,7 +246,8 @@ func (s *Stream) consume(
 			if status == "404" || status == "408" {
 				return nil // no more messages
 			}
-			return errorf(Unavailable, "%s: the consumer ended early: %s %s", what, status, msg.Header.Get("Description"))
+			return errorf(Unavailable, "%s: the consumer ended early: %s %s", what, status,
+				msg.Header.Get("Description"))
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
@@ -247,7 +262,8 @@ func (s *Stream) consume(
 		if meta.Sequence.Stream > until {
 			return nil
 		}
-		m := &Stored{Seq: meta.Sequence.Stream, Subject: msg.Subject, Header: msg.Header, Data: msg.Data, Time: meta.Timestamp}
+		m := &Stored{Seq: meta.Sequence.Stream, Subject: msg.Subject, Header: msg.Header, Data: msg.Data,
+			Time: meta.Timestamp}
 		delete(m.Header, "Nats-Msg-Size") // added by headers_only
 		if err := deliver(m); err != nil {
 			return err

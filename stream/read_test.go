@@ -38,7 +38,8 @@ func TestReads(t *testing.T) {
 	publish(t, js, "zulip.acme.message")
 
 	cursor, m, err := s.Last(t.Context())
-	if err != nil || cursor != (stream.Cursor{Seq: 3}) || m.Seq != 3 || m.Subject != "zulip.acme.message" || string(m.Data) != "foreign" {
+	if err != nil || cursor != (stream.Cursor{Seq: 3}) || m.Seq != 3 || m.Subject != "zulip.acme.message" ||
+		string(m.Data) != "foreign" {
 		t.Errorf("Last gives %+v, %+v, %v", cursor, m, err)
 	}
 	for name, read := range map[string]func() (*stream.Stored, error){
@@ -53,7 +54,8 @@ func TestReads(t *testing.T) {
 		if m.Seq != 1 || m.Subject != given.Subject || string(m.Data) != string(given.Data) || m.Time.IsZero() {
 			t.Errorf("%s gives %+v", name, m)
 		}
-		if len(m.Header) != 3 || !slices.Equal(m.Header["zulip-event-ID"], []string{"5"}) || !slices.Equal(m.Header["Twice"], []string{"a", "b"}) ||
+		if len(m.Header) != 3 || !slices.Equal(m.Header["zulip-event-ID"], []string{"5"}) ||
+			!slices.Equal(m.Header["Twice"], []string{"a", "b"}) ||
 			!slices.Equal(m.Header["Empty"], []string{""}) {
 			t.Errorf("%s gives the headers %q", name, m.Header)
 		}
@@ -72,8 +74,61 @@ func TestReads(t *testing.T) {
 		t.Errorf("a deleted message is %v, %v", m, err)
 	}
 	info, err := s.Info(t.Context())
-	if err != nil || info.FirstSeq != 1 || info.LastSeq != 3 || info.Messages != 2 || info.MaxAge.Hours() != 7*24 || info.FirstTime.IsZero() {
+	if err != nil || info.FirstSeq != 1 || info.LastSeq != 3 || info.Messages != 2 || info.MaxAge.Hours() != 7*24 ||
+		info.FirstTime.IsZero() {
 		t.Errorf("Info gives %+v, %v", info, err)
+	}
+}
+
+// The next message on a set of subjects, over what others wrote in between.
+func TestNext(t *testing.T) {
+	srv := natstest.Start(t)
+	js := srv.JetStream()
+	natstest.CreateStream(t, js, jetstream.StreamConfig{Name: "ZULIP_acme", Subjects: []string{"zulip.>"}})
+	s := open(t, connect(t, srv.URL), stream.Config{})
+	next := func(subject string, from uint64) uint64 {
+		t.Helper()
+		m, err := s.Next(t.Context(), subject, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m == nil {
+			return 0
+		}
+		return m.Seq
+	}
+	if got := next(filter, 0); got != 0 {
+		t.Errorf("an empty stream has %d", got)
+	}
+	for _, subject := range []string{"zulip.other.message", "zulip.acme.message", "zulip.other.message",
+		"zulip.acme.bridge.queue",
+		"zulip.other.message", "zulip.acme.message", "zulip.acme.foreign"} {
+		publish(t, js, subject)
+	}
+	stored, err := js.Stream(t.Context(), "ZULIP_acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stored.DeleteMsg(t.Context(), 6); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		subject    string
+		from, want uint64
+	}{
+		{filter, 0, 2}, {filter, 1, 2}, {filter, 2, 2}, {filter, 3, 4}, {filter, 5, 7}, {filter, 7, 7}, {filter, 8, 0},
+		{filter, 1 << 40, 0},
+		{"zulip.acme.message", 3, 0}, {"zulip.acme.bridge.>", 1, 4}, {"zulip.acme.bridge.>", 5, 0},
+		{"zulip.acme.nothing", 1, 0},
+		{"zulip.acme.*", 3, 7},
+	} {
+		if got := next(test.subject, test.from); got != test.want {
+			t.Errorf("the next on %s from %d is %d, want %d", test.subject, test.from, got, test.want)
+		}
+	}
+	m, err := s.Next(t.Context(), filter, 3)
+	if err != nil || m.Subject != "zulip.acme.bridge.queue" || string(m.Data) != "foreign" || m.Time.IsZero() {
+		t.Errorf("the next from 3 is %+v, %v", m, err)
 	}
 }
 
@@ -98,7 +153,8 @@ func TestScan(t *testing.T) {
 	testScan(t, open(t, connect(t, srv.URL), stream.Config{}), srv.JetStream())
 }
 
-// testScan fills an empty stream with messages on two subjects, in turns, deletes a few, and scans.
+// testScan fills an empty stream with messages on two subjects, in turns, deletes a few,
+// and scans.
 func testScan(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
 	t.Helper()
 	msgs := messages(1, 1300)
@@ -144,7 +200,8 @@ func testScan(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
 			m, err := s.At(t.Context(), seq)
 			return err == nil && m != nil && seq%2 == 1 && !m.Time.Before(at601.Time)
 		}},
-		{"zulip.acme.message", stream.Start{Time: at601.Time.AddDate(1, 0, 0)}, newest.Seq, true, func(uint64) bool { return false }},
+		{"zulip.acme.message", stream.Start{Time: at601.Time.AddDate(1, 0, 0)}, newest.Seq, true,
+			func(uint64) bool { return false }},
 		{"zulip.acme.message", stream.Start{Seq: 99999}, 999999, true, func(uint64) bool { return false }},
 		{"zulip.acme.message", stream.Start{Seq: 1}, 0, true, func(uint64) bool { return false }},
 		{"zulip.acme.nothing", stream.Start{Seq: 1}, newest.Seq, true, func(uint64) bool { return false }},
@@ -179,11 +236,12 @@ func testScan(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
 	}
 	stop := errors.New("enough")
 	calls := 0
-	err = s.Scan(t.Context(), filter, stream.Start{}, newest.Seq, true, func(*stream.Stored) error { calls++; return stop })
+	err = s.Scan(t.Context(), filter, stream.Start{}, newest.Seq, true,
+		func(*stream.Stored) error { calls++; return stop })
 	if err != stop || calls != 1 {
 		t.Errorf("a caller that had enough after %d calls gets %v", calls, err)
 	}
-	eventually(t, "the consumers to be gone", func() bool {
+	natstest.Eventually(t, "the consumers to be gone", func() bool {
 		info, err := stored.Info(t.Context())
 		return err == nil && (info.State.Consumers == 0 || t.Name() != "TestScan")
 	})

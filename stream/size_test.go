@@ -11,11 +11,13 @@ import (
 	"zulip-nats/stream/natstest"
 )
 
-// farSequence makes sequences as long as they can be, so that no message has wider expectations than here.
+// farSequence makes sequences as long as they can be, so that no message has wider
+// expectations than here.
 const farSequence = 1_000_000_000_000_000_000
 
-// On each path, the largest message that Fits is stored, one byte more is refused before anything is sent, and the widest way that a
-// message may have to go uses max_payload to the last byte.
+// On each path, the largest message that Fits is stored, one byte more is refused before
+// anything is sent, and the widest way that a message may have to go uses max_payload to
+// the last byte.
 func TestLargestMessageByteByByte(t *testing.T) {
 	const maxPayload = 4096
 	for _, shared := range []bool{false, true} {
@@ -30,8 +32,9 @@ func TestLargestMessageByteByByte(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				srv := natstest.Start(t, func(o *server.Options) { o.MaxPayload = maxPayload })
-				createRaw(t, srv, "ZULIP_acme", map[string]any{"subjects": subjects, "retention": "limits", "storage": "file",
-					"num_replicas": 1, "first_seq": farSequence, "allow_batched": true, "allow_atomic": true})
+				createRaw(t, srv, "ZULIP_acme",
+					map[string]any{"subjects": subjects, "retention": "limits", "storage": "file",
+						"num_replicas": 1, "first_seq": farSequence, "allow_batched": true, "allow_atomic": true})
 				proxy := natstest.NewProxy(t, srv.URL)
 				s := open(t, connect(t, proxy.URL), stream.Config{Path: path})
 				var sent, widest atomic.Int64
@@ -73,7 +76,8 @@ func TestLargestMessageByteByByte(t *testing.T) {
 				}
 				before := sent.Load()
 				for _, at := range []stream.Cursor{cursor, last(t, s)} {
-					for _, msgs := range [][]stream.Message{{larger}, {message(1), larger}, {larger, message(1)}, {message(1), larger, message(2)}} {
+					for _, msgs := range [][]stream.Message{{larger}, {message(1), larger}, {larger, message(1)},
+						{message(1), larger, message(2)}} {
 						_, err := s.Append(t.Context(), at, msgs)
 						want(t, err, stream.TooLarge, "max_payload", "4096")
 					}
@@ -90,8 +94,9 @@ func TestStreamMaxMsgSize(t *testing.T) {
 	for _, path := range paths {
 		t.Run(string(path), func(t *testing.T) {
 			srv := natstest.Start(t)
-			config := map[string]any{"subjects": []string{filter}, "retention": "limits", "storage": "file", "num_replicas": 1,
-				"first_seq": farSequence, "allow_batched": true, "allow_atomic": true, "max_msg_size": 2000}
+			config := map[string]any{"subjects": []string{filter}, "retention": "limits", "storage": "file",
+				"num_replicas": 1,
+				"first_seq":    farSequence, "allow_batched": true, "allow_atomic": true, "max_msg_size": 2000}
 			createRaw(t, srv, "ZULIP_acme", config)
 			s := open(t, connect(t, srv.URL), stream.Config{Path: path})
 			msg := message(7)
@@ -107,7 +112,8 @@ func TestStreamMaxMsgSize(t *testing.T) {
 			_, err = s.Append(t.Context(), cursor, []stream.Message{msg, larger})
 			want(t, err, stream.TooLarge, "max_msg_size", "2000")
 
-			// Somebody lowers the limit while we run: the server refuses, Info learns of it, and Fits knows.
+			// Somebody lowers the limit while we run: the server refuses, Info learns of
+			// it, and Fits knows.
 			js := srv.JetStream()
 			stored, err := js.Stream(t.Context(), "ZULIP_acme")
 			if err != nil {
@@ -146,7 +152,7 @@ func TestMaxPayloadLowered(t *testing.T) {
 	}
 	epoch := s.Epoch()
 	srv.Restart(func(o *server.Options) { o.MaxPayload = 100_000 })
-	eventually(t, "the reconnect", func() bool { return s.Epoch() > epoch && nc.IsConnected() })
+	natstest.Eventually(t, "the reconnect", func() bool { return s.Epoch() > epoch && nc.IsConnected() })
 	if s.Fits(&msg) {
 		t.Error("the lower max_payload is not known after the reconnect")
 	}

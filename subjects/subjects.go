@@ -1,18 +1,22 @@
-// Package subjects says where on the bus things go: it turns an organization (a realm) and an event type into a NATS subject, and
-// nothing else. It is pure: no network, no clock, no state, and it imports nothing of ours.
+// Package subjects says where on the bus things go: it turns an organization (a realm)
+// and an event type into a NATS subject, and nothing else. It is pure: no network, no
+// clock, no state, and it imports nothing of ours.
 //
 // The subject space is the contract with every consumer (design, section 4):
 //
 //	zulip.<realm>.<type>           one Zulip event, the bytes as Zulip sent them     zulip.chat.message
 //	zulip.<realm>.bridge.<kind>    a record that the bridge itself wrote             zulip.chat.bridge.gap
 //
-// So zulip.<realm>.* is Zulip's own events, all of them and only them; zulip.<realm>.bridge.* is what the bridge says about the
-// stream; and zulip.<realm>.> is everything, which is what the realm's stream, ZULIP_<realm>, collects.
+// So zulip.<realm>.* is Zulip's own events, all of them and only them;
+// zulip.<realm>.bridge.* is what the bridge says about the stream; and zulip.<realm>.> is
+// everything, which is what the realm's stream, ZULIP_<realm>, collects.
 //
-// That stays true only while <realm> and <type> are one token each. NATS gives a meaning to '.', '*', '>' and blanks in a subject,
-// so one foreign character could move an event to where nobody listens, or make it pose as a record. Hence two rules. What comes
-// from outside is either a token of [A-Za-z0-9_-] or it is refused; nothing is cleaned up, since two names could be cleaned into
-// one. And the type "bridge" is refused although it is a token: it would stand where the records stand.
+// That stays true only while <realm> and <type> are one token each. NATS gives a meaning
+// to '.', '*', '>' and blanks in a subject, so one foreign character could move an event
+// to where nobody listens, or make it pose as a record. Hence two rules. What comes from
+// outside is either a token of [A-Za-z0-9_-] or it is refused; nothing is cleaned up,
+// since two names could be cleaned into one. And the type "bridge" is refused although it
+// is a token: it would stand where the records stand.
 package subjects
 
 import (
@@ -24,21 +28,24 @@ import (
 	"strings"
 )
 
-// Limits on the length of a token, in bytes. Zulip's own names are far below them: a realm's string_id has at most 40 characters
-// (zulip/zulip, zerver/models/realms.py), the longest event type known has 28. They leave room for invented names and keep
-// subjects short, since a server holds an index entry for each one.
+// Limits on the length of a token, in bytes. Zulip's own names are far below them: a
+// realm's string_id has at most 40 characters (zulip/zulip, zerver/models/realms.py), the
+// longest event type known has 28. They leave room for invented names and keep subjects
+// short, since a server holds an index entry for each one.
 const (
 	maxRealm = 64
 	maxType  = 128
 )
 
-// root is the first token of every subject, and reserved the token that stands where an event type would, on records.
+// root is the first token of every subject, and reserved the token that stands where an
+// event type would, on records.
 const (
 	root     = "zulip."
 	reserved = "bridge"
 )
 
-// The kinds of record, for [Realm.Record]. Consumers may see further kinds in later versions.
+// The kinds of record, for [Realm.Record]. Consumers may see further kinds in later
+// versions.
 const (
 	Queue    = "queue"    // the queue on Zulip that we follow
 	Gap      = "gap"      // a queue was lost: opened, and later closed
@@ -46,14 +53,15 @@ const (
 	Skipped  = "skipped"  // a message event whose message the stream holds already
 )
 
-// Realm is one Zulip organization as subjects name it: a token that has been checked. The zero value is no realm: its methods
-// give empty strings, which no NATS server accepts, and [Realm.Event] gives an error. Two realms are equal (==) if their tokens are.
+// Realm is one Zulip organization as subjects name it: a token that has been checked. The
+// zero value is no realm: its methods give empty strings, which no NATS server accepts,
+// and [Realm.Event] gives an error. Two realms are equal (==) if their tokens are.
 type Realm struct {
 	prefix string // "zulip.<realm>.", so that an event's subject is one concatenation
 }
 
-// ParseRealm takes a realm's name as an operator wrote it. It must be 1 to 64 characters of A-Z, a-z, 0-9, '_' and '-'; the case
-// counts. The error is a sentence that says so.
+// ParseRealm takes a realm's name as an operator wrote it. It must be 1 to 64 characters
+// of A-Z, a-z, 0-9, '_' and '-'; the case counts. The error is a sentence that says so.
 func ParseRealm(s string) (Realm, error) {
 	switch {
 	case s == "":
@@ -61,21 +69,24 @@ func ParseRealm(s string) (Realm, error) {
 	case len(s) > maxRealm:
 		return Realm{}, fmt.Errorf("the realm's name %s is %d bytes long: give at most %d", quote(s), len(s), maxRealm)
 	case !isToken(s):
-		return Realm{}, fmt.Errorf("the realm's name %s cannot be part of a NATS subject: use only A-Z, a-z, 0-9, '_' and '-'", quote(s))
+		return Realm{}, fmt.Errorf("the realm's name %s cannot be part of a NATS subject: use only A-Z, a-z, 0-9, "+
+			"'_' and '-'", quote(s))
 	}
 	return Realm{prefix: root + s + "."}, nil
 }
 
-// RealmFromSite derives a realm's name from the address of its Zulip server, for when nobody chose one. The site may be a URL or
-// as people write it in a zuliprc (no scheme, a port, a path). It is a rule and not a look-up, since no answer of Zulip's API
-// carries the name (the realm's string_id):
+// RealmFromSite derives a realm's name from the address of its Zulip server, for when
+// nobody chose one. The site may be a URL or as people write it in a zuliprc (no scheme,
+// a port, a path). It is a rule and not a look-up, since no answer of Zulip's API carries
+// the name (the realm's string_id):
 //
 //   - the first label of the host, in lower case: https://acme.zulipchat.com gives acme, https://chat.example.org gives chat.
 //   - a leading www says nothing and is passed over, as Zulip does (ROOT_SUBDOMAIN_ALIASES): www.example.org gives example.
 //   - an IP address gives its numbers joined by '-': 127.0.0.1 gives 127-0-0-1, [::1] gives 0-0-0-0-0-0-0-1.
 //
-// Scheme, port and path are ignored. Two sites can give one name (chat.example.org and chat.example.com); whoever writes to a
-// stream has to compare the site with the one that wrote before. If the rule gives no legal name the error says to choose one.
+// Scheme, port and path are ignored. Two sites can give one name (chat.example.org and
+// chat.example.com); whoever writes to a stream has to compare the site with the one that
+// wrote before. If the rule gives no legal name the error says to choose one.
 func RealmFromSite(site string) (Realm, error) {
 	s := strings.TrimSpace(site)
 	if !strings.Contains(s, "://") {
@@ -83,9 +94,10 @@ func RealmFromSite(site string) (Realm, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" {
-		// The parser's own error would repeat the whole address, with a password if somebody put one there.
-		return Realm{}, errors.New("the Zulip site is not an address like https://chat.example.org, so it gives no name for the realm: " +
-			"correct the site, or choose a name with --realm")
+		// The parser's own error would repeat the whole address, with a password if
+		// somebody put one there.
+		return Realm{}, errors.New("the Zulip site is not an address like https://chat.example.org, so it gives no " +
+			"name for the realm: correct the site, or choose a name with --realm")
 	}
 	name := strings.ToLower(u.Hostname())
 	if ip, err := netip.ParseAddr(name); err == nil {
@@ -99,14 +111,15 @@ func RealmFromSite(site string) (Realm, error) {
 	}
 	r, err := ParseRealm(name)
 	if err != nil {
-		return Realm{}, fmt.Errorf("the host %s of the Zulip site gives no name for the realm that a NATS subject can hold: "+
-			"choose one with --realm", quote(u.Hostname()))
+		return Realm{}, fmt.Errorf("the host %s of the Zulip site gives no name for the realm that a NATS subject "+
+			"can hold: choose one with --realm", quote(u.Hostname()))
 	}
 	return r, nil
 }
 
-// dashed gives the numbers of an address joined by '-': four decimal ones, or the eight groups of hexadecimal digits of IPv6, none
-// left out, so that two addresses never look alike. A zone (fe80::1%eth0) is a matter of the local machine and left out.
+// dashed gives the numbers of an address joined by '-': four decimal ones, or the eight
+// groups of hexadecimal digits of IPv6, none left out, so that two addresses never look
+// alike. A zone (fe80::1%eth0) is a matter of the local machine and left out.
 func dashed(ip netip.Addr) string {
 	ip = ip.Unmap()
 	if ip.Is4() {
@@ -128,7 +141,8 @@ func (r Realm) String() string {
 	return r.prefix[len(root) : len(r.prefix)-1]
 }
 
-// All gives the filter that covers everything of the realm, events and records: "zulip.chat.>".
+// All gives the filter that covers everything of the realm, events and records:
+// "zulip.chat.>".
 func (r Realm) All() string {
 	if r.prefix == "" {
 		return ""
@@ -144,9 +158,11 @@ func (r Realm) Events() string {
 	return r.prefix + "*"
 }
 
-// Event gives the subject of an event of a type, as Zulip spells the type: "zulip.chat.message". The type must be one token of at
-// most 128 bytes and not "bridge". Otherwise the event cannot go on a subject of its own, and the error's text is the reason to
-// put in its rejected record: one line of printable ASCII, which quotes the beginning of the type.
+// Event gives the subject of an event of a type, as Zulip spells the type:
+// "zulip.chat.message". The type must be one token of at most 128 bytes and not "bridge".
+// Otherwise the event cannot go on a subject of its own, and the error's text is the
+// reason to put in its rejected record: one line of printable ASCII, which quotes the
+// beginning of the type.
 //
 // It is called once for every event; it costs one small allocation.
 func (r Realm) Event(typ string) (subject string, err error) {
@@ -158,15 +174,16 @@ func (r Realm) Event(typ string) (subject string, err error) {
 	case len(typ) > maxType:
 		return "", fmt.Errorf("the event's type %s is %d bytes long; a subject takes %d", quote(typ), len(typ), maxType)
 	case !isToken(typ):
-		return "", fmt.Errorf("the event's type %s is not one subject token of letters, digits, '_' and '-'", quote(typ))
+		return "", fmt.Errorf("the event's type %s is not one subject token of letters, digits, "+
+			"'_' and '-'", quote(typ))
 	case typ == reserved:
 		return "", fmt.Errorf("the event's type %s is reserved for the bridge's own records", quote(typ))
 	}
 	return r.prefix + typ, nil
 }
 
-// Record gives the subject of a record of the bridge's own: "zulip.chat.bridge.gap" for [Gap]. A kind that is not one token gives
-// the empty string.
+// Record gives the subject of a record of the bridge's own: "zulip.chat.bridge.gap" for
+// [Gap]. A kind that is not one token gives the empty string.
 func (r Realm) Record(kind string) string {
 	if r.prefix == "" || len(kind) > maxType || !isToken(kind) {
 		return ""
@@ -174,12 +191,13 @@ func (r Realm) Record(kind string) string {
 	return r.prefix + reserved + "." + kind
 }
 
-// StreamName gives the name of the stream that holds the realm unless an operator made another: "ZULIP_chat".
-func (r Realm) StreamName() string {
+// Records gives the filter that covers the records of the bridge's own:
+// "zulip.chat.bridge.>".
+func (r Realm) Records() string {
 	if r.prefix == "" {
 		return ""
 	}
-	return "ZULIP_" + r.String()
+	return r.prefix + reserved + ".>"
 }
 
 // isToken reports whether s is one or more of A-Z, a-z, 0-9, '_' and '-'.
@@ -194,7 +212,8 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// quote puts a foreign string between quotes as printable ASCII, and only its beginning: it ends up in headers and logs.
+// quote puts a foreign string between quotes as printable ASCII, and only its beginning:
+// it ends up in headers and logs.
 func quote(s string) string {
 	const most = 40
 	if len(s) <= most {

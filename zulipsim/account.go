@@ -11,7 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// AccountType is what kind of user an account is (zerver/models/users.py). The zero value is the right one for a bridge.
+// AccountType is what kind of user an account is (zerver/models/users.py). The zero value
+// is the right one for a bridge.
 type AccountType int
 
 // The types of accounts. Incoming-webhook bots are refused by every endpoint.
@@ -23,12 +24,13 @@ const (
 	EmbeddedBot
 )
 
-// Account is a user of the organization, human or bot. [Server.Account] makes it; change its fields before the first request or
-// message, and by [Account.Update] afterwards.
+// Account is a user of the organization, human or bot. [Server.Account] makes it; change
+// its fields before the first request or message, and by [Account.Update] afterwards.
 type Account struct {
 	// Email is the address that the account logs in with; case does not matter.
 	Email string
-	// Key is the API key, 32 letters and digits. It is derived from the address, so that each run has the same.
+	// Key is the API key, 32 letters and digits. It is derived from the address, so that
+	// each run has the same.
 	Key string
 	// FullName is the display name, by default made from the address.
 	FullName string
@@ -39,17 +41,20 @@ type Account struct {
 	Guest bool
 	// Owner makes the account an owner of the organization.
 	Owner bool
-	// HideEmail shows others a made-up address, as organizations do that keep addresses private; messages of such a sender always
-	// have an avatar_url.
+	// HideEmail shows others a made-up address, as organizations do that keep addresses
+	// private; messages of such a sender always have an avatar_url.
 	HideEmail bool
 	// Deactivated accounts get 401. A poll that waits is left alone.
 	Deactivated bool
-	// NoSubscriptions is how a new bot begins: subscribed to nothing but what Subscribe names. The zero value is subscribed to
-	// every public channel, those that come later included.
+	// NoSubscriptions is how a new bot begins: subscribed to nothing but what Subscribe
+	// names. The zero value is subscribed to every public channel, those that come later
+	// included.
 	NoSubscriptions bool
-	// AllPublic is the bot's default_all_public_streams: what a register gets that does not say all_public_streams.
+	// AllPublic is the bot's default_all_public_streams: what a register gets that does
+	// not say all_public_streams.
 	AllPublic bool
-	// DefaultChannel is the bot's default_events_register_stream: the narrow of each register with no or an empty narrow.
+	// DefaultChannel is the bot's default_events_register_stream: the narrow of each
+	// register with no or an empty narrow.
 	DefaultChannel string
 	// AvatarVersion counts changes of the picture; it is part of avatar_url. Zero: 1.
 	AvatarVersion int
@@ -62,7 +67,8 @@ type Account struct {
 	joined time.Time
 }
 
-// Account returns the account with that address, making it on first use: a generic bot with a key of its own.
+// Account returns the account with that address, making it on first use: a generic bot
+// with a key of its own.
 func (s *Server) Account(email string) *Account {
 	s.lock()
 	defer s.mu.Unlock()
@@ -94,7 +100,8 @@ func (s *Server) account(email string) *Account {
 	return a
 }
 
-// Person returns the account with that address, making it on first use: a human with that display name.
+// Person returns the account with that address, making it on first use: a human with that
+// display name.
 func (s *Server) Person(email, fullName string) *Account {
 	s.lock()
 	defer s.mu.Unlock()
@@ -113,7 +120,8 @@ func (a *Account) Update(change func(*Account)) {
 	change(a)
 }
 
-// RegenerateKey gives the account a new API key and returns it. Polls that wait go on to their end.
+// RegenerateKey gives the account a new API key and returns it. Polls that wait go on to
+// their end.
 func (a *Account) RegenerateKey() string {
 	a.server.lock()
 	defer a.server.mu.Unlock()
@@ -161,7 +169,8 @@ func (a *Account) avatar() string {
 	return fmt.Sprintf("https://secure.gravatar.com/avatar/%x?d=identicon&version=%d", sum, cmp.Or(a.AvatarVersion, 1))
 }
 
-// avatarFor is avatar_url in answers: null for a client that makes gravatar URLs itself, unless it cannot know the address.
+// avatarFor is avatar_url in answers: null for a client that makes gravatar URLs itself,
+// unless it cannot know the address.
 func (a *Account) avatarFor(clientGravatar bool) *string {
 	if clientGravatar && a.AvatarURL == "" && !a.HideEmail {
 		return nil
@@ -170,15 +179,16 @@ func (a *Account) avatarFor(clientGravatar bool) *string {
 	return &url
 }
 
-// Channel is a channel ("stream" on the wire). [Server.Channel] makes it: public, with everybody in it who is subscribed to all.
-// Change its fields before the first message.
+// Channel is a channel ("stream" on the wire). [Server.Channel] makes it: public, with
+// everybody in it who is subscribed to all. Change its fields before the first message.
 type Channel struct {
 	Name string
 	// ID is stream_id; SetID changes it.
 	ID int64
 	// Private channels are seen by those only whom Subscribe names.
 	Private bool
-	// HistoryPublic lets subscribers of a private channel read what was before them (history_public_to_subscribers).
+	// HistoryPublic lets subscribers of a private channel read what was before them
+	// (history_public_to_subscribers).
 	HistoryPublic bool
 	Description   string
 
@@ -188,7 +198,8 @@ type Channel struct {
 	first   int64 // id of its first message
 }
 
-// Channel returns the channel with that name, whatever its case, making it on first use, without an event.
+// Channel returns the channel with that name, whatever its case, making it on first use,
+// without an event.
 func (s *Server) Channel(name string) *Channel {
 	s.lock()
 	defer s.mu.Unlock()
@@ -242,8 +253,8 @@ func (s *Server) subscribers(c *Channel) []*Account {
 	return in
 }
 
-// Subscribe subscribes the account to a channel, which is made if there is none; its queues get a subscription/add event, those
-// of the other subscribers peer_add.
+// Subscribe subscribes the account to a channel, which is made if there is none; its
+// queues get a subscription/add event, those of the other subscribers peer_add.
 func (a *Account) Subscribe(channel string) {
 	s := a.server
 	s.lock()
@@ -274,7 +285,8 @@ func (s *Server) subscribe(c *Channel, who ...*Account) {
 	})
 }
 
-// Unsubscribe takes the account out of a channel: subscription/remove, and then nothing more from there.
+// Unsubscribe takes the account out of a channel: subscription/remove, and then nothing
+// more from there.
 func (a *Account) Unsubscribe(channel string) {
 	s := a.server
 	s.lock()
@@ -393,7 +405,8 @@ func (s *Server) userFields(o *object, a *Account, active, clientGravatar bool) 
 	}
 }
 
-// DeactivateRealm deactivates the organization: every queue gets realm/deactivated, and every later request 401.
+// DeactivateRealm deactivates the organization: every queue gets realm/deactivated, and
+// every later request 401.
 func (s *Server) DeactivateRealm() {
 	s.lock()
 	defer s.mu.Unlock()

@@ -35,11 +35,16 @@ const (
 
 // The pages that are no JSON.
 const (
-	page502      = "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Bad gateway</title></head>\n<body><h1>502</h1><p>The server is starting. Come back in a minute.</p></body></html>\n"
-	page405      = "<html>\r\n<head><title>405 Not Allowed</title></head>\r\n<body>\r\n<center><h1>405 Not Allowed</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
-	page404      = "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"UTF-8\" /><title>Error | Zulip</title></head>\n<body><h1>Page not found (404)</h1></body>\n</html>\n"
+	page502 = "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Bad " +
+		"gateway</title></head>\n<body><h1>502</h1><p>The server is starting. Come back in a " +
+		"minute.</p></body></html>\n"
+	page405 = "<html>\r\n<head><title>405 Not Allowed</title></head>\r\n<body>\r\n<center><h1>405 Not " +
+		"Allowed</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+	page404 = "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"UTF-8\" /><title>Error | " +
+		"Zulip</title></head>\n<body><h1>Page not found (404)</h1></body>\n</html>\n"
 	page404Event = "<html><title>404: Not Found</title><body>404: Not Found</body></html>"
-	page400      = "\n<!doctype html>\n<html lang=\"en\">\n<head>\n  <title>Bad Request (400)</title>\n</head>\n<body>\n  <h1>Bad Request (400)</h1><p></p>\n</body>\n</html>\n"
+	page400      = "\n<!doctype html>\n<html lang=\"en\">\n<head>\n  <title>Bad Request " +
+		"(400)</title>\n</head>\n<body>\n  <h1>Bad Request (400)</h1><p></p>\n</body>\n</html>\n"
 )
 
 // call is one request on its way through the server.
@@ -129,7 +134,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.log = s.note(c)
 	f := s.faultFor(c)
 	s.mu.Unlock()
-	watch := &watcher{ResponseWriter: w}
+	watch := &watcher{ResponseWriter: w, s: s}
 	c.w = watch
 	defer func() {
 		s.mu.Lock()
@@ -144,15 +149,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.serve()
 }
 
-// watcher notes the status of an answer, and holds it back for the second half of the round trip.
+// watcher notes the status of an answer, and holds it back for the second half of the
+// round trip.
 type watcher struct {
 	http.ResponseWriter
+	s      *Server
 	status int
 }
 
 func (w *watcher) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
+		if w.s.Clock != nil {
+			w.Header()["Date"] = []string{w.s.now().UTC().Format(http.TimeFormat)}
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -283,13 +293,15 @@ func basic(r *http.Request) (email, key string, err string) {
 
 var keyForm = regexp.MustCompile(`^[A-Za-z0-9]{32}$`)
 
-// german is Zulip's own translation of the refusals that a client must not read by their text.
+// german is Zulip's own translation of the refusals that a client must not read by their
+// text.
 var german = map[string]string{
 	"Invalid API key": "Ungültiger API-Schlüssel",
 }
 
-// logIn finds out whose request it is. Whatever is wrong ends as 401 UNAUTHORIZED with its text (authenticated_rest_api_view in
-// zerver/decorator.py), but for a scheme other than Basic.
+// logIn finds out whose request it is. Whatever is wrong ends as 401 UNAUTHORIZED with
+// its text (authenticated_rest_api_view in zerver/decorator.py), but for a scheme other
+// than Basic.
 func (c *call) logIn(host Host) bool {
 	s := c.s
 	email, key, trouble := basic(c.r)
@@ -332,7 +344,8 @@ func (c *call) logIn(host Host) bool {
 	return false
 }
 
-// readForm reads query and form. Zulip reads the form of every method that has one; a body of another type is ignored.
+// readForm reads query and form. Zulip reads the form of every method that has one; a
+// body of another type is ignored.
 func readForm(r *http.Request) url.Values {
 	v := r.URL.Query()
 	if r.Body == nil || r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -376,7 +389,8 @@ func bad(format string, args ...any) *refusal {
 }
 
 func missing(name string) *refusal {
-	return &refusal{"REQUEST_VARIABLE_MISSING", fmt.Sprintf("Missing '%s' argument", name), func(o *object) { o.str("var_name", name) }}
+	return &refusal{"REQUEST_VARIABLE_MISSING", fmt.Sprintf("Missing '%s' argument", name),
+		func(o *object) { o.str("var_name", name) }}
 }
 
 // value reads an argument that is JSON text.
@@ -415,8 +429,8 @@ func (c *call) ignored(o *object) {
 	}
 }
 
-// clientName is what Zulip makes of the User-Agent (zerver/lib/user_agent.py): what stands before the slash, cut to 30
-// characters.
+// clientName is what Zulip makes of the User-Agent (zerver/lib/user_agent.py): what
+// stands before the slash, cut to 30 characters.
 func (c *call) clientName() string {
 	if name, ok := c.form["client"]; ok {
 		return name[0]
@@ -492,7 +506,8 @@ func (c *call) succeed(more func(o *object)) {
 	})
 }
 
-// answer makes a JSON answer, to be sent when the handler is done: handlers make it while they hold the server's lock.
+// answer makes a JSON answer, to be sent when the handler is done: handlers make it while
+// they hold the server's lock.
 func (c *call) answer(status int, body func(*object)) {
 	var o object
 	body(&o)
@@ -514,13 +529,14 @@ func (c *call) jsonHeaders(status int) {
 		c.noCache()
 	}
 	if status == http.StatusTooManyRequests || c.account != nil {
-		c.limits.headers(c.w.Header())
+		c.limits.headers(c.w.Header(), c.s.now())
 	}
 }
 
 var gzips = sync.Pool{New: func() any { w, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed); return w }}
 
-// send writes an answer of known size (-1: unknown), with gzip if the client takes it and nginx would bother.
+// send writes an answer of known size (-1: unknown), with gzip if the client takes it and
+// nginx would bother.
 func (c *call) send(status int, size int64, write func(io.Writer)) {
 	h := c.w.Header()
 	sleep(c.r.Context(), c.s.RoundTrip/2)

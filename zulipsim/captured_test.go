@@ -10,16 +10,19 @@ import (
 	"time"
 )
 
-// The files in testdata are HTTP exchanges with a real Zulip 10.2, one a line, with the time of each. The test below lives
-// through each of them again in a bubble whose clock is set to the day of the recording: the same requests at the same times,
-// the same causes, and then compares what the simulator answered, and when, with what Zulip did.
+// The files in testdata are HTTP exchanges with a real Zulip 10.2, one a line, with the
+// time of each. The test below lives through each of them again in a bubble whose clock
+// is set to the day of the recording: the same requests at the same times, the same
+// causes, and then compares what the simulator answered, and when, with what Zulip did.
 //
-// What the recording shows without showing its cause (messages whose sending was not kept, polls that were only counted) is put
-// in by the scenario. What is not compared is said in the tables notImitated, shapeOnly and notCompared; besides, pages of HTML
-// are not compared word by word, and of numbers that time moves (resets, waits, timestamps) it is asked only that they are as
-// near as time was.
+// What the recording shows without showing its cause (messages whose sending was not
+// kept, polls that were only counted) is put in by the scenario. What is not compared is
+// said in the tables notImitated, shapeOnly and notCompared; besides, pages of HTML are
+// not compared word by word, and of numbers that time moves (resets, waits, timestamps)
+// it is asked only that they are as near as time was.
 
-// notImitated names the exchanges whose answer is not compared, by file and line. What they caused is driven all the same.
+// notImitated names the exchanges whose answer is not compared, by file and line. What
+// they caused is driven all the same.
 var notImitated = map[string]map[int]string{
 	"corner-cases": {
 		17: "delete_topic is no endpoint of the simulator", 18: "delete_topic is no endpoint of the simulator",
@@ -34,12 +37,14 @@ var notImitated = map[string]map[int]string{
 	"arguments-and-ends": {27: "realm/deactivate is no endpoint of the simulator"},
 }
 
-// shapeOnly names exchanges of which status, headers, members and kinds are compared, but no values.
+// shapeOnly names exchanges of which status, headers, members and kinds are compared, but
+// no values.
 var shapeOnly = map[string]map[int]string{
 	"arguments-and-ends": {25: "another organization, with its own settings", 30: "another organization"},
 }
 
-// notCompared names members whose values may differ; that they are there, in their place and of their kind, is compared.
+// notCompared names members whose values may differ; that they are there, in their place
+// and of their kind, is compared.
 var notCompared = map[string]string{
 	"events.message.recipient_id":                       "a number of Zulip's database",
 	"messages.recipient_id":                             "the same",
@@ -95,7 +100,8 @@ var scenarios = []scenario{
 			}
 			json.Unmarshal(rec.Body.Bytes(), &a)
 			if a.Last != 0 || a.Max != 216 {
-				r.t.Errorf("register beside two writers: last_event_id %d, max_message_id %d, Zulip 0 and 216", a.Last, a.Max)
+				r.t.Errorf("register beside two writers: last_event_id %d, max_message_id %d, Zulip 0 and 216",
+					a.Last, a.Max)
 			}
 			r.mu.Lock()
 			r.queues["89477cbe-2c74-411f-aa35-a7bd328471f1"] = a.Queue
@@ -163,7 +169,10 @@ var scenarios = []scenario{
 		rules := []RateRule{{200, time.Minute}, {260, time.Hour}}
 		r.s.EventsRules, r.s.APIRules = rules, rules
 		poll := "/api/v1/events?queue_id=6b2bafa7-61ca-4ff2-8906-059ff1ec8e93&last_event_id=-1&dont_block=true"
-		r.cause(-1, func() { r.s.SendMessage(Message{ID: 259, Channel: "lab-restart", Topic: "r", Content: "the newest"}) })
+		r.cause(-1, func() {
+			r.s.SendMessage(Message{ID: 259, Channel: "lab-restart", Topic: "r",
+				Content: "the newest"})
+		})
 		r.burst(1, 0.055, 0.056, "pacebot", poll, "")
 		r.burst(200, 0.064, 0.786, "pacebot", poll, "")
 		for _, x := range r.lines[3:60] { // a poll that was good came just before each of these
@@ -172,10 +181,14 @@ var scenarios = []scenario{
 		r.burst(199, 19.22, 21.48, "pacebot2", "/api/v1/users/me", "")
 	}},
 	{file: "restart", epoch: 1795572048.1, least: 30,
-		// The port was open before anybody listened there: these two were answered when Tornado was ready.
+		// The port was open before anybody listened there: these two were answered when
+		// Tornado was ready.
 		late: map[int]float64{17: 1.615, 31: 1.38},
 		setup: func(r *replay) {
-			r.cause(-1, func() { r.s.SendMessage(Message{ID: 254, Channel: "lab-restart", Topic: "old", Content: "before"}) })
+			r.cause(-1, func() {
+				r.s.SendMessage(Message{ID: 254, Channel: "lab-restart", Topic: "old",
+					Content: "before"})
+			})
 			r.cause(1.538, r.s.Down)
 			r.cause(13.77, r.s.Up)
 			r.cause(16.636, func() { r.s.Down(); r.s.Crash() })

@@ -20,8 +20,9 @@ var cast = []struct{ email, name string }{
 	{"kofi@example.com", "Kofi 🐢 Mensah"},
 }
 
-// scene is a short conversation. A line begins with the part of its speaker, a letter; who plays it is drawn anew each time.
-// After a line "~" stands what it is corrected to a little later.
+// scene is a short conversation. A line begins with the part of its speaker, a letter;
+// who plays it is drawn anew each time. After a line "~" stands what it is corrected to a
+// little later.
 type scene struct {
 	channel, topic string
 	lines          []string
@@ -58,7 +59,8 @@ var scenes = []scene{
 	{"ops", "disk space", []string{
 		"a: /var is at 97 %.",
 		"b: Logs?",
-		"a: One log. It says \"disk almost full\", once a milisecond. ~ a: One log. It says \"disk almost full\", once a millisecond.",
+		"a: One log. It says \"disk almost full\", once a milisecond. ~ a: One log. It says \"disk almost full\", " +
+			"once a millisecond.",
 		"b: So the disk is full of the news that it is full.",
 		"c: Journalism. :check:",
 	}},
@@ -172,8 +174,9 @@ type chat struct {
 	recent []int64 // newest messages
 }
 
-// Chatter lets people talk, react, correct themselves and type, about one such thing each `every`, until ctx ends. The same
-// seed makes the same people say the same things in the same order.
+// Chatter lets people talk, react, correct themselves and type, about one such thing each
+// `every`, until ctx ends. The same seed makes the same people say the same things in the
+// same order.
 func (s *Server) Chatter(ctx context.Context, seed uint64, every time.Duration) {
 	c := &chat{s: s, rng: rand.New(rand.NewPCG(seed, 0x636861747465))}
 	for _, p := range cast {
@@ -202,7 +205,8 @@ func (c *chat) step() {
 		id := c.recent[c.rng.IntN(len(c.recent))]
 		c.s.React(id, c.someone(), emoji[c.rng.IntN(len(emoji))])
 	case n < 19:
-		status := []string{"at lunch 🍜", "in a meeting about meetings", "petting the cat", "works from the boat", "focus (really)", ""}
+		status := []string{"at lunch 🍜", "in a meeting about meetings", "petting the cat", "works from the boat",
+			"focus (really)", ""}
 		c.s.Emit(map[string]any{"type": "user_status", "user_id": c.s.Account(c.someone()).ID,
 			"status_text": status[c.rng.IntN(len(status))]})
 	case n < 21 && len(c.recent) > 3:

@@ -132,11 +132,12 @@ func (c *client) peek(queue string, last int64) *answer {
 	return c.get("/events", "queue_id", queue, "last_event_id", fmt.Sprint(last), "dont_block", "true")
 }
 
-// freshConnections makes every request use a new connection: on one that was used before, net/http asks again by itself when it
-// is cut.
+// freshConnections makes every request use a new connection: on one that was used before,
+// net/http asks again by itself when it is cut.
 func (c *client) freshConnections() { c.http.Transport.(*http.Transport).DisableKeepAlives = true }
 
-// world runs f in a bubble with a server and a client of a bot that is subscribed to everything.
+// world runs f in a bubble with a server and a client of a bot that is subscribed to
+// everything.
 func world(t *testing.T, s *Server, f func(t *testing.T, c *client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

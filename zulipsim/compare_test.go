@@ -67,7 +67,8 @@ func (r *replay) compare(x *exchange, rec *httptest.ResponseRecorder, ended floa
 		}
 	}
 	if len(wrong) > 0 {
-		r.t.Errorf("%s:%d: %s %s %v [%s]\n  %s\n  we:    %.600s\n  Zulip: %.600s", r.sc.file, x.no, x.Method, x.Path, x.Params, x.Note,
+		r.t.Errorf("%s:%d: %s %s %v [%s]\n  %s\n  we:    %.600s\n  Zulip: %.600s", r.sc.file, x.no, x.Method, x.Path,
+			x.Params, x.Note,
 			strings.Join(wrong, "\n  "), body, x.Body)
 	}
 }
@@ -117,7 +118,8 @@ func (r *replay) compareHeaders(x *exchange, rec *httptest.ResponseRecorder, com
 				complain("%s: %s, Zulip %s", k, got, want)
 				continue
 			}
-			// Requests that were not kept have used the account's budget before this one, and leave the window some time later.
+			// Requests that were not kept have used the account's budget before this one,
+			// and leave the window some time later.
 			a, tornado := r.keys[x.Who], strings.HasPrefix(k, "X-Ratelimit")
 			r.s.mu.Lock()
 			if g > w {

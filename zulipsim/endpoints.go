@@ -14,8 +14,9 @@ func (c *call) serverSettings() {
 	s.lock()
 	defer s.mu.Unlock()
 	c.succeed(func(o *object) {
-		o.raw("authentication_methods", `{"password":true,"dev":false,"email":true,"ldap":false,"remoteuser":false,"github":false,`+
-			`"azuread":false,"gitlab":false,"google":false,"apple":false,"saml":false,"openid connect":false}`)
+		o.raw("authentication_methods",
+			`{"password":true,"dev":false,"email":true,"ldap":false,"remoteuser":false,"github":false,`+
+				`"azuread":false,"gitlab":false,"google":false,"apple":false,"saml":false,"openid connect":false}`)
 		o.str("zulip_version", s.Version)
 		o.str("zulip_merge_base", "")
 		o.int("zulip_feature_level", int64(s.FeatureLevel))
@@ -45,7 +46,8 @@ func (c *call) usersMe() {
 	})
 }
 
-// newest is the id of the newest message in the account's own history, -1 if there is none.
+// newest is the id of the newest message in the account's own history, -1 if there is
+// none.
 func (s *Server) newest(a *Account) int64 {
 	for _, m := range slices.Backward(s.messages) {
 		if !m.ghost && m.row(a) != nil {
@@ -74,7 +76,8 @@ func (c *call) user() {
 // streams is GET /streams: the channels that the account can see, by id.
 func (c *call) streams() {
 	s := c.s
-	for _, name := range []string{"include_public", "include_subscribed", "include_default", "include_all", "include_all_active",
+	for _, name := range []string{"include_public", "include_subscribed", "include_default", "include_all",
+		"include_all_active",
 		"include_owner_subscribed", "include_web_public"} {
 		var yes bool
 		if _, r := c.value(name, &yes, "a boolean"); r != nil {
@@ -110,7 +113,8 @@ func (c *call) stream() {
 	c.succeed(func(o *object) { o.raw("stream", s.channelObject(ch)) })
 }
 
-// principals reads whom a change of subscriptions is about: ids or addresses; by default who asks.
+// principals reads whom a change of subscriptions is about: ids or addresses; by default
+// who asks.
 func (c *call) principals() ([]*Account, *refusal) {
 	var who []any
 	if given, r := c.value("principals", &who, "a list"); r != nil || !given || len(who) == 0 {
@@ -192,7 +196,8 @@ func (c *call) addSubscriptions() {
 					kind = "Private, protected history"
 				}
 			}
-			text := fmt.Sprintf("**%s** channel created by @_**%s|%d**. **Description:**\n```` quote\n%s\n````", kind, c.account.FullName,
+			text := fmt.Sprintf("**%s** channel created by @_**%s|%d**. **Description:**\n```` quote\n%s\n````", kind,
+				c.account.FullName,
 				c.account.ID, cmp.Or(ch.Description, "*No description.*"))
 			s.notice(ch, "channel events", text)
 		}
@@ -271,7 +276,8 @@ func (c *call) sendMessage() {
 		return o.channel == msg.channel && o.sender == c.account && lower(o.topic) == lower(msg.topic)
 	})
 	if first {
-		// A human who begins to write in a topic follows it from now on; his own queues hear of that before the message.
+		// A human who begins to write in a topic follows it from now on; his own queues
+		// hear of that before the message.
 		muted := newEvent("muted_topics", "")
 		muted.raw("muted_topics", "[]")
 		topic := newEvent("user_topic", "")
@@ -413,7 +419,8 @@ func (c *call) editMessage() {
 	}
 	if m.channel != nil && (mode == "change_all" || mode == "change_later") {
 		for _, o := range s.messages {
-			if o.channel == m.channel && lower(o.topic) == lower(m.topic) && !o.ghost && (mode == "change_all" || o.id >= m.id) {
+			if o.channel == m.channel && lower(o.topic) == lower(m.topic) && !o.ghost &&
+				(mode == "change_all" || o.id >= m.id) {
 				e.Also = append(e.Also, o.id)
 			}
 		}
@@ -537,7 +544,8 @@ func (c *call) typing() {
 // presence is POST /users/me/presence.
 func (c *call) presence() {
 	status, ok := c.arg("status")
-	for _, name := range []string{"ping_only", "new_user_input", "slim_presence", "last_update_id", "history_limit_days"} {
+	for _, name := range []string{"ping_only", "new_user_input", "slim_presence", "last_update_id",
+		"history_limit_days"} {
 		c.arg(name)
 	}
 	switch {

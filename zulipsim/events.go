@@ -82,8 +82,9 @@ func (s *Server) access(a *Account, id string) (*queue, *refusal) {
 	return nil, &refusal{"BAD_EVENT_QUEUE_ID", "Bad event queue ID: " + id, func(o *object) { o.str("queue_id", id) }}
 }
 
-// acknowledge drops everything up to last. The order of the checks is Zulip's: an id that is older than the newest dropped one is
-// refused before anything happens; one that is not in the queue is refused after everything below it was dropped.
+// acknowledge drops everything up to last. The order of the checks is Zulip's: an id that
+// is older than the newest dropped one is refused before anything happens; one that is
+// not in the queue is refused after everything below it was dropped.
 func (s *Server) acknowledge(q *queue, last int64) *refusal {
 	if last < q.pruned {
 		return bad("An event newer than %d has already been pruned!", last)
@@ -106,8 +107,8 @@ func (s *Server) heartbeat(c *call) time.Duration {
 	return time.Duration(45+s.rand.IntN(11)) * time.Second
 }
 
-// wait holds a poll until something ends it: the first event, a heartbeat, another poll, the end of the queue, of the server,
-// or of the client.
+// wait holds a poll until something ends it: the first event, a heartbeat, another poll,
+// the end of the queue, of the server, or of the client.
 func (c *call) wait(q *queue, w *waiter, beat time.Duration) {
 	s := c.s
 	c.waited = true
@@ -145,7 +146,8 @@ func (c *call) wait(q *queue, w *waiter, beat time.Duration) {
 	}
 }
 
-// sendEvents writes an answer full of events, from bytes that are made already. queueID is in answers that ended a wait only.
+// sendEvents writes an answer full of events, from bytes that are made already. queueID
+// is in answers that ended a wait only.
 func (c *call) sendEvents(events []entry, queueID string) {
 	const head = `{"result":"success","msg":"","events":[`
 	var o object

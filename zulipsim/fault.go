@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// Fault makes something go wrong with requests. It can stand in the server's place (Status, Redirect, Empty, Reset, Hang without
-// Answered), which then never sees the request, or spoil the server's own answer, after the request has had its effect.
+// Fault makes something go wrong with requests. It can stand in the server's place
+// (Status, Redirect, Empty, Reset, Hang without Answered), which then never sees the
+// request, or spoil the server's own answer, after the request has had its effect.
 type Fault struct {
 	// Which requests.
 	On      Kind                     // what they are for; zero or Any: all
@@ -32,15 +33,17 @@ type Fault struct {
 	ContentType string // zero: JSON if Body begins with a brace, else HTML
 	Redirect    string // 302 to this URL
 	Empty       bool   // 200 without a body
-	// Reset resets the connection. Go's own client, on a connection that it used before, then asks again by itself.
+	// Reset resets the connection. Go's own client, on a connection that it used before,
+	// then asks again by itself.
 	Reset bool
 	Hang  bool // no answer until the client gives up
 
-	// Answered lets the server handle the request first, acknowledgements and all; what stands above then replaces its answer:
-	// the answer was lost on the way.
+	// Answered lets the server handle the request first, acknowledgements and all; what
+	// stands above then replaces its answer: the answer was lost on the way.
 	Answered bool
 
 	// How an answer, the server's or Body, is spoiled on the way.
+	Delay        time.Duration // it comes so much later
 	HalfBody     bool          // its whole length is declared, half of it comes, then the connection ends
 	LengthOff    int           // the declared length is wrong by so much, then the connection ends
 	GzipCut      bool          // compressed, and the compressed data ends too early
@@ -55,7 +58,8 @@ type fault struct {
 	until time.Time
 }
 
-// Fault adds a fault; of several that match a request the newest is used. remove takes it away; it need not be called.
+// Fault adds a fault; of several that match a request the newest is used. remove takes it
+// away; it need not be called.
 func (s *Server) Fault(f Fault) (remove func()) {
 	ft := &fault{Fault: f}
 	s.lock()
@@ -78,12 +82,14 @@ func (s *Server) ClearFaults() {
 	s.faults = nil
 }
 
-// BadGateway is the 502 page that nginx shows while what is behind it does not run, for every request.
+// BadGateway is the 502 page that nginx shows while what is behind it does not run, for
+// every request.
 func BadGateway() Fault { return Fault{Status: http.StatusBadGateway, Body: page502} }
 
 // ServerError is Zulip's own 500, on every poll: RabbitMQ is down. Queues are unharmed.
 func ServerError() Fault {
-	return Fault{On: Events, Status: http.StatusInternalServerError, Body: `{"result":"error","msg":"Internal server error"}` + "\n"}
+	return Fault{On: Events, Status: http.StatusInternalServerError,
+		Body: `{"result":"error","msg":"Internal server error"}` + "\n"}
 }
 
 // Unauthorized is a 401 on every request, with Zulip's text for a key that is not known.
@@ -95,7 +101,8 @@ func Unauthorized() Fault {
 	}
 }
 
-// TooMany is a 429 on every request that tells to wait for so many seconds, written as a decimal fraction: "5", "0.2464".
+// TooMany is a 429 on every request that tells to wait for so many seconds, written as a
+// decimal fraction: "5", "0.2464".
 func TooMany(retryAfter string) Fault {
 	return Fault{
 		Status: http.StatusTooManyRequests,
@@ -165,6 +172,7 @@ func (f *fault) serve(c *call) {
 			}
 		}
 	}
+	sleep(c.r.Context(), f.Delay)
 	switch {
 	case f.Reset:
 		reset(c.w)
@@ -232,7 +240,8 @@ func (f *fault) write(c *call, got *answerCopy) {
 	}
 }
 
-// rawAnswer writes an answer whose declared length may be wrong, and closes the connection.
+// rawAnswer writes an answer whose declared length may be wrong, and closes the
+// connection.
 func rawAnswer(w http.ResponseWriter, status int, h http.Header, length int, body []byte) {
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {

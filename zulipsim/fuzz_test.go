@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// FuzzRequest throws any request at a small organization: it must be answered, with JSON where Zulip has JSON, and never panic.
+// FuzzRequest throws any request at a small organization: it must be answered, with JSON
+// where Zulip has JSON, and never panic.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range [][4]string{
 		{"POST", "/register", "fetch_event_types=[]&narrow=[[\"is\",\"dm\"]]&client_capabilities={\"notification_settings_null\":true}", "key"},

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// largest is where "newest" anchors: above every message (LARGER_THAN_MAX_MESSAGE_ID in zerver/lib/narrow.py).
+// largest is where "newest" anchors: above every message (LARGER_THAN_MAX_MESSAGE_ID in
+// zerver/lib/narrow.py).
 const largest = 10_000_000_000_000_000
 
 // term is one condition of a narrow of GET /messages.
@@ -23,13 +24,14 @@ func badNarrow(desc string) *refusal {
 	return &refusal{"BAD_NARROW", "Invalid narrow operator: " + desc, func(o *object) { o.str("desc", desc) }}
 }
 
-// readable says whether the account may see a message at all: it has a row, or the message is in a channel whose past is open
-// to it.
+// readable says whether the account may see a message at all: it has a row, or the
+// message is in a channel whose past is open to it.
 func (s *Server) readable(a *Account, m *message) bool {
 	return m.row(a) != nil || m.channel != nil && s.openHistory(a, m.channel)
 }
 
-// openHistory says whether the account can read all of a channel, what was before it was subscribed included.
+// openHistory says whether the account can read all of a channel, what was before it was
+// subscribed included.
 func (s *Server) openHistory(a *Account, c *Channel) bool {
 	switch {
 	case !c.Private:
@@ -164,8 +166,10 @@ func (s *Server) anchor(a *Account, text string, given bool, visible func(*messa
 	return min(max(n, 0), largest), nil
 }
 
-// page picks the messages around an anchor (limit_query_to_range, post_process_limited_query). An end that was asked for counts
-// as found if fewer messages came than would have been allowed; asking from the very end counts as finding it.
+// page picks the messages around an anchor (limit_query_to_range,
+// post_process_limited_query). An end that was asked for counts as found if fewer
+// messages came than would have been allowed; asking from the very end counts as finding
+// it.
 func (s *Server) page(visible func(*message) bool, anchor int64, before, after int, include bool) (
 	found []*message, foundAnchor, oldest, newest bool,
 ) {
@@ -202,7 +206,8 @@ func (s *Server) page(visible func(*message) bool, anchor int64, before, after i
 	return found, foundAnchor, oldest, newest
 }
 
-// historyNarrow reads the narrow of GET /messages: objects, or pairs as old clients send them.
+// historyNarrow reads the narrow of GET /messages: objects, or pairs as old clients send
+// them.
 func (c *call) historyNarrow() ([]term, *refusal) {
 	var list []any
 	given, r := c.value("narrow", &list, "a list")
@@ -254,7 +259,8 @@ func (c *call) historyNarrow() ([]term, *refusal) {
 		case "topic", "id", "near", "with", "search":
 		case "is":
 			word, _ := t.operand.(string)
-			if !slices.Contains([]string{"dm", "private", "starred", "unread", "alerted", "mentioned", "resolved"}, word) {
+			if !slices.Contains([]string{"dm", "private", "starred", "unread", "alerted", "mentioned",
+				"resolved"}, word) {
 				return nil, badNarrow(fmt.Sprintf("unknown 'is' operand %s", word))
 			}
 		default:
@@ -311,9 +317,10 @@ func (s *Server) peopleOperand(v any) ([]*Account, bool) {
 	return list, true
 }
 
-// selection says which messages a narrow selects for the account. Without a condition that names public channels, or one
-// channel whose past is open, only the account's own history is searched: that is why the all-public narrow has no direct
-// messages, and why nothing from before a subscription is found without a channel's name.
+// selection says which messages a narrow selects for the account. Without a condition
+// that names public channels, or one channel whose past is open, only the account's own
+// history is searched: that is why the all-public narrow has no direct messages, and why
+// nothing from before a subscription is found without a channel's name.
 func (s *Server) selection(a *Account, narrow []term) func(*message) bool {
 	history := false
 	for _, t := range narrow {

@@ -7,7 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// object writes a JSON object in the order in which its members are added, compactly and with raw UTF-8, as Zulip's orjson does.
+// object writes a JSON object in the order in which its members are added, compactly and
+// with raw UTF-8, as Zulip's orjson does.
 type object struct{ b []byte }
 
 func (o *object) key(k string) {
@@ -54,8 +55,8 @@ func (o *object) end() string {
 	return string(o.b) + "}"
 }
 
-// encode is json.Marshal without the escaping that is meant for HTML. In place of a value that cannot be encoded, which only a
-// test can have made, stands the reason.
+// encode is json.Marshal without the escaping that is meant for HTML. In place of a value
+// that cannot be encoded, which only a test can have made, stands the reason.
 func encode(v any) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -66,8 +67,8 @@ func encode(v any) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// appendString appends s as a JSON string. Only quote, backslash and control characters are escaped; bytes that are no UTF-8
-// become U+FFFD, since Zulip cannot send them.
+// appendString appends s as a JSON string. Only quote, backslash and control characters
+// are escaped; bytes that are no UTF-8 become U+FFFD, since Zulip cannot send them.
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0

@@ -35,7 +35,8 @@ func (s *Server) note(c *call) *Request {
 	for k, v := range c.form {
 		params[k] = v[0]
 	}
-	r := &Request{Time: time.Now(), Kind: c.kind, Method: c.r.Method, Path: c.r.URL.Path, Account: email, Params: params, Header: h,
+	r := &Request{Time: time.Now(), Kind: c.kind, Method: c.r.Method, Path: c.r.URL.Path, Account: email,
+		Params: params, Header: h,
 		UserAgent: c.r.UserAgent()}
 	if !s.Forget {
 		s.requests = append(s.requests, r)
@@ -43,7 +44,8 @@ func (s *Server) note(c *call) *Request {
 	key := toldKey{lower(email), isEvents(c.kind)}
 	if at, ok := s.told[key]; ok {
 		if early := at.Sub(r.Time); early > 0 {
-			s.protest(TooSoon, "%s %s by %s came %v before the time that Retry-After told", r.Method, r.Path, email, early)
+			s.protest(TooSoon, "%s %s by %s came %v before the time that Retry-After told", r.Method, r.Path,
+				email, early)
 		} else {
 			delete(s.told, key)
 		}
@@ -58,7 +60,8 @@ func (s *Server) tell429(c *call, wait time.Duration) {
 	s.told[toldKey{lower(c.log.Account), isEvents(c.kind)}] = time.Now().Add(wait)
 }
 
-// Requests returns every request so far, in the order in which they came. Those under way are in it with what is known of them.
+// Requests returns every request so far, in the order in which they came. Those under way
+// are in it with what is known of them.
 func (s *Server) Requests() []Request {
 	s.lock()
 	defer s.mu.Unlock()
@@ -72,8 +75,8 @@ func (s *Server) Requests() []Request {
 // Complaint is a kind of misbehaviour of a client.
 type Complaint string
 
-// What the server complains about. AckPruned does no harm by itself, and two clients on one queue cause it by turns;
-// AckNotStored is how events are lost.
+// What the server complains about. AckPruned does no harm by itself, and two clients on
+// one queue cause it by turns; AckNotStored is how events are lost.
 const (
 	AckNotStored    Complaint = "an event was acknowledged that is not stored"
 	AckNotDelivered Complaint = "an id was acknowledged that was never given out"
@@ -87,9 +90,10 @@ type complainer struct {
 	stored func(queue string, id int64) bool
 }
 
-// Complain makes t fail at every misbehaviour of a client from now until t ends, but for those that Tolerate names. stored is
-// asked, before an acknowledged event is thrown away, whether that event is safe (nil: not asked); it may call the server's
-// methods. A test whose clients run longer than itself must stop them first.
+// Complain makes t fail at every misbehaviour of a client from now until t ends, but for
+// those that Tolerate names. stored is asked, before an acknowledged event is thrown
+// away, whether that event is safe (nil: not asked); it may call the server's methods. A
+// test whose clients run longer than itself must stop them first.
 func (s *Server) Complain(t testing.TB, stored func(queue string, id int64) bool) {
 	c := &complainer{t, stored}
 	s.lock()
@@ -102,8 +106,8 @@ func (s *Server) Complain(t testing.TB, stored func(queue string, id int64) bool
 	})
 }
 
-// Complaints returns what there was to complain about so far, tolerated or not, with or without Complain (AckNotStored only
-// with it).
+// Complaints returns what there was to complain about so far, tolerated or not, with or
+// without Complain (AckNotStored only with it).
 func (s *Server) Complaints() []string {
 	s.lock()
 	defer s.mu.Unlock()

@@ -5,9 +5,11 @@ import (
 	"time"
 )
 
-// Down stops the part of Zulip that serves events, in good order, as a restart for an upgrade does: queues, ids and
-// unacknowledged events are kept, polls that wait end with nginx's 502 page, and so does every poll until Up. Sending and
-// reading messages go on; what happens meanwhile is in the queues after Up. Register tries for six seconds and then answers
+// Down stops the part of Zulip that serves events, in good order, as a restart for an
+// upgrade does: queues, ids and unacknowledged events are kept, polls that wait end with
+// nginx's 502 page, and so does every poll until Up. Sending and reading messages go on;
+// what happens meanwhile is in the queues after Up. Register tries for six seconds and
+// then answers
 // 500. To make everything answer 502, add the fault [BadGateway].
 func (s *Server) Down() {
 	s.lock()
@@ -33,8 +35,9 @@ func (s *Server) stop() {
 	}
 }
 
-// Up starts it again. Every queue that accepts it gets a restart event, then what happened while it was down. The idle clocks
-// went on meanwhile; the next sweep comes SweepEvery from now. Without Down it does nothing.
+// Up starts it again. Every queue that accepts it gets a restart event, then what
+// happened while it was down. The idle clocks went on meanwhile; the next sweep comes
+// SweepEvery from now. Without Down it does nothing.
 func (s *Server) Up() {
 	s.lock()
 	defer s.mu.Unlock()
@@ -73,9 +76,9 @@ func (s *Server) Restart(down time.Duration) {
 	s.Up()
 }
 
-// Crash kills it: polls that wait are cut, and all queues are gone for ever. If it was up it is up again at once; if it was
-// down, the queues that it had saved are lost and it stays down until Up. What happens while it is down reaches new queues
-// only.
+// Crash kills it: polls that wait are cut, and all queues are gone for ever. If it was up
+// it is up again at once; if it was down, the queues that it had saved are lost and it
+// stays down until Up. What happens while it is down reaches new queues only.
 func (s *Server) Crash() {
 	s.lock()
 	defer s.mu.Unlock()
@@ -98,8 +101,8 @@ func (s *Server) Upgrade(version string, level int) {
 	s.Version, s.FeatureLevel = version, level
 }
 
-// ExpireQueue ends a queue as if its idle time were over; a poll that waits ends with an empty list. An id that is not known is
-// passed over.
+// ExpireQueue ends a queue as if its idle time were over; a poll that waits ends with an
+// empty list. An id that is not known is passed over.
 func (s *Server) ExpireQueue(id string) {
 	s.lock()
 	defer s.mu.Unlock()

@@ -45,9 +45,11 @@ func render(text string) string {
 
 // emojiCodes are the emoji that the simulator knows by name.
 var emojiCodes = map[string]string{
-	"tada": "1f389", "+1": "1f44d", "heart": "2764", "joy": "1f602", "octopus": "1f419", "working_on_it": "1f6e0", "fire": "1f525",
-	"eyes": "1f440", "coffee": "2615", "rocket": "1f680", "bug": "1f41b", "wave": "1f44b", "thinking": "1f914", "snail": "1f40c",
-	"cake": "1f370", "cat": "1f431", "owl": "1f989", "ghost": "1f47b", "boat": "26f5", "check": "2705",
+	"tada": "1f389", "+1": "1f44d", "heart": "2764", "joy": "1f602", "octopus": "1f419", "working_on_it": "1f6e0",
+	"fire": "1f525",
+	"eyes": "1f440", "coffee": "2615", "rocket": "1f680", "bug": "1f41b", "wave": "1f44b", "thinking": "1f914",
+	"snail": "1f40c",
+	"cake":  "1f370", "cat": "1f431", "owl": "1f989", "ghost": "1f47b", "boat": "26f5", "check": "2705",
 }
 
 // emojiCode is the code of an emoji; one that is not known gets a made-up code.

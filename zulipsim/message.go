@@ -11,7 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// Message is a message to be sent: to a channel, which is made if there is none, or to people.
+// Message is a message to be sent: to a channel, which is made if there is none, or to
+// people.
 type Message struct {
 	Channel, Topic string
 	To             []string // addresses of a direct message; the sender need not be among them
@@ -20,7 +21,8 @@ type Message struct {
 	HTML           string   // rendered text; zero: made from Content by a small renderer
 	Client         string   // name of the sending client; zero: "website"
 	ID             int64    // zero: the next one; else an id that is not taken
-	// SenderQueue and LocalID make the event in that one queue carry local_message_id, as for a client that sent it itself.
+	// SenderQueue and LocalID make the event in that one queue carry local_message_id, as
+	// for a client that sent it itself.
 	SenderQueue, LocalID string
 }
 
@@ -35,6 +37,7 @@ type message struct {
 	content string
 	html    string
 	sent    time.Time
+	stored  time.Time // when its transaction ended, by everybody's clock
 	edited  time.Time
 	moved   time.Time
 	deleted time.Time
@@ -46,7 +49,8 @@ type message struct {
 	ghost     bool // deleted
 }
 
-// row is one account's copy of a message: who has one has it in "own history" (UserMessage in zerver/models/messages.py).
+// row is one account's copy of a message: who has one has it in "own history"
+// (UserMessage in zerver/models/messages.py).
 type row struct {
 	account *Account
 	flags   []string
@@ -59,7 +63,8 @@ type reaction struct {
 }
 
 // flagOrder is the order in which flags are listed.
-var flagOrder = []string{"read", "starred", "collapsed", "mentioned", "stream_wildcard_mentioned", "topic_wildcard_mentioned",
+var flagOrder = []string{"read", "starred", "collapsed", "mentioned", "stream_wildcard_mentioned",
+	"topic_wildcard_mentioned",
 	"has_alert_word", "historical"}
 
 func (m *message) row(a *Account) *row {
@@ -78,15 +83,18 @@ func (r *row) set(flag string, on bool) (changed bool) {
 	}
 	if on {
 		r.flags = append(slices.Clone(r.flags), flag)
-		slices.SortFunc(r.flags, func(a, b string) int { return slices.Index(flagOrder, a) - slices.Index(flagOrder, b) })
+		slices.SortFunc(r.flags, func(a,
+			b string) int {
+			return slices.Index(flagOrder, a) - slices.Index(flagOrder, b)
+		})
 	} else {
 		r.flags = slices.Delete(slices.Clone(r.flags), i, i+1)
 	}
 	return true
 }
 
-// SendMessage sends a message now: it is in history, and its event in every queue that is told of it, when SendMessage returns.
-// It returns the message's id.
+// SendMessage sends a message now: it is in history, and its event in every queue that is
+// told of it, when SendMessage returns. It returns the message's id.
 func (s *Server) SendMessage(m Message) int64 {
 	s.lock()
 	defer s.mu.Unlock()
@@ -95,8 +103,8 @@ func (s *Server) SendMessage(m Message) int64 {
 	return msg.id
 }
 
-// SendDelayed takes an id for a message now and lets it happen when commit is called, as when several people write at once: ids
-// follow insertion, events follow commit.
+// SendDelayed takes an id for a message now and lets it happen when commit is called, as
+// when several people write at once: ids follow insertion, events follow commit.
 func (s *Server) SendDelayed(m Message) (id int64, commit func()) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -120,7 +128,7 @@ func (s *Server) compose(m Message) *message {
 	topic, _ := cut(m.Topic, maxTopicLength, "...")
 	msg := &message{
 		sender: sender, topic: topic, content: content, html: cmp.Or(m.HTML, render(content)),
-		client: cmp.Or(m.Client, "website"), sent: time.Now(), id: m.ID,
+		client: cmp.Or(m.Client, "website"), sent: s.now(), id: m.ID,
 	}
 	if msg.id == 0 {
 		msg.id = s.nextMsg
@@ -144,7 +152,8 @@ func (s *Server) compose(m Message) *message {
 // maxTopicLength is in code points.
 const maxTopicLength = 60
 
-// cut shortens a text to n code points, the mark at its end included (truncate_content in zerver/lib/message.py).
+// cut shortens a text to n code points, the mark at its end included (truncate_content in
+// zerver/lib/message.py).
 func cut(s string, n int, mark string) (string, bool) {
 	if utf8.RuneCountInString(s) <= n {
 		return s, false
@@ -174,10 +183,12 @@ func (s *Server) commit(m *message, how Message) {
 		}
 		m.rows = append(m.rows, r)
 	}
+	m.stored = time.Now()
 	i, _ := slices.BinarySearchFunc(s.messages, m.id, func(m *message, id int64) int { return int(m.id - id) })
 	s.messages = slices.Insert(s.messages, i, m)
 
-	// The event is made when it is put in the queues, but of what was true when it was sent.
+	// The event is made when it is put in the queues, but of what was true when it was
+	// sent.
 	born := *m
 	if s.down != nil {
 		born.rows = slices.Clone(m.rows)
@@ -185,11 +196,13 @@ func (s *Server) commit(m *message, how Message) {
 	s.deliver(func() { s.tell(m, &born, how) })
 }
 
-// humanClients are the clients that people write with; what they send is read by its sender (Message.sent_by_human).
+// humanClients are the clients that people write with; what they send is read by its
+// sender (Message.sent_by_human).
 var humanClients = []string{"website", "zulipmobile", "zulipelectron", "zulipflutter", "ios", "android", "desktop app"}
 
-// tell puts a message event in the queues (process_message_event): those of everybody with a row, and, for public channels,
-// those that asked for all of them or that have a narrow.
+// tell puts a message event in the queues (process_message_event): those of everybody
+// with a row, and, for public channels, those that asked for all of them or that have a
+// narrow.
 func (s *Server) tell(m, born *message, how Message) {
 	type variant struct{ markdown, gravatar, emptyTopic bool }
 	made := make(map[variant]string)
@@ -206,7 +219,8 @@ func (s *Server) tell(m, born *message, how Message) {
 		if r != nil {
 			flags = r.flags
 		}
-		if !q.accepts(&event{typ: "message", msg: born, flags: flags}, s.FeatureLevel) || echoes(born.client, q.opts.Client) {
+		if !q.accepts(&event{typ: "message", msg: born, flags: flags}, s.FeatureLevel) ||
+			echoes(born.client, q.opts.Client) {
 			continue
 		}
 		v := variant{q.opts.ApplyMarkdown, q.opts.ClientGravatar, q.knowsEmptyTopic()}
@@ -231,13 +245,14 @@ func (s *Server) tell(m, born *message, how Message) {
 	}
 }
 
-// echoes says whether a message is held back from a client that mirrors: a lower-case "mirror" in the sending client's name,
-// and the same name in any case.
+// echoes says whether a message is held back from a client that mirrors: a lower-case
+// "mirror" in the sending client's name, and the same name in any case.
 func echoes(sending, queue string) bool {
 	return strings.Contains(sending, "mirror") && lower(sending) == lower(queue)
 }
 
-// messageFields appends a message as clients see it; flags are nil in events, where they stand beside it.
+// messageFields appends a message as clients see it; flags are nil in events, where they
+// stand beside it.
 func (s *Server) messageFields(o *object, m *message, markdown, gravatar, emptyTopic bool, flags []string) {
 	o.int("id", m.id)
 	o.int("sender_id", m.sender.ID)
@@ -301,8 +316,9 @@ func (s *Server) messageFields(o *object, m *message, markdown, gravatar, emptyT
 	o.str("content_type", kind)
 }
 
-// recipientList is display_recipient of a direct message. Between two, Zulip adds the sender to the recipient afterwards,
-// ordered by address and with other order of members; in groups people stand by id.
+// recipientList is display_recipient of a direct message. Between two, Zulip adds the
+// sender to the recipient afterwards, ordered by address and with other order of members;
+// in groups people stand by id.
 func (m *message) recipientList() []string {
 	people := slices.Clone(m.people)
 	pair := len(people) == 2
@@ -327,7 +343,8 @@ func (m *message) recipientList() []string {
 	return list
 }
 
-// shownTopic is a topic as a client gets it that may or may not know of the empty one (level 334).
+// shownTopic is a topic as a client gets it that may or may not know of the empty one
+// (level 334).
 func (s *Server) shownTopic(topic string, channel, emptyTopic bool) string {
 	if topic == "" && channel && (!emptyTopic || s.FeatureLevel < 334) {
 		return "general chat"
@@ -342,11 +359,13 @@ func (m *message) recipientID() int64 {
 	return m.people[0].ID + 3
 }
 
-// informed returns who is told of changes to a message (event_recipient_ids_for_action_on_messages): everybody with a row, and
-// who is in its channel now, unless the channel hides its past.
+// informed returns who is told of changes to a message
+// (event_recipient_ids_for_action_on_messages): everybody with a row, and who is in its
+// channel now, unless the channel hides its past.
 func (s *Server) informed(m *message) func(*queue) bool {
 	return func(q *queue) bool {
-		return m.row(q.account) != nil || m.channel != nil && m.channel.historyShared() && q.account.subscribed(m.channel)
+		return m.row(q.account) != nil ||
+			m.channel != nil && m.channel.historyShared() && q.account.subscribed(m.channel)
 	}
 }
 
@@ -365,7 +384,8 @@ type Edit struct {
 	Channel *string
 	// By is who edits; zero: the sender.
 	By string
-	// Also names other messages of the topic that move with it (propagate_mode change_all).
+	// Also names other messages of the topic that move with it (propagate_mode
+	// change_all).
 	Also []int64
 	// Notice sends a message to the new topic that tells where it came from.
 	Notice bool
@@ -373,8 +393,8 @@ type Edit struct {
 	HTML string
 }
 
-// EditMessage changes a message and tells those who are told (do_update_message in zerver/actions/message_edit.py). It does
-// nothing if there is no such message.
+// EditMessage changes a message and tells those who are told (do_update_message in
+// zerver/actions/message_edit.py). It does nothing if there is no such message.
 func (s *Server) EditMessage(id int64, e Edit) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -384,7 +404,7 @@ func (s *Server) EditMessage(id int64, e Edit) {
 }
 
 func (s *Server) edit(m *message, e Edit) {
-	now, by, before := time.Now(), m.sender, *m
+	now, by, before := s.now(), m.sender, *m
 	if e.By != "" {
 		by = s.account(e.By)
 	}
@@ -488,8 +508,9 @@ func (s *Server) notice(c *Channel, topic, text string) {
 	s.commit(s.compose(m), m)
 }
 
-// DeleteMessages deletes messages: they vanish from history, and those who are told get delete_message, one for all of a
-// channel's topic (or one each for clients without bulk_message_deletion). Ids that do not exist are passed over.
+// DeleteMessages deletes messages: they vanish from history, and those who are told get
+// delete_message, one for all of a channel's topic (or one each for clients without
+// bulk_message_deletion). Ids that do not exist are passed over.
 func (s *Server) DeleteMessages(ids ...int64) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -508,7 +529,7 @@ func (s *Server) delete(ids []int64) {
 		if m == nil {
 			continue
 		}
-		m.ghost, m.deleted = true, time.Now()
+		m.ghost, m.deleted = true, s.now()
 		at := place{m.channel, lower(m.topic)}
 		if groups[at] == nil {
 			order = append(order, at)
@@ -563,8 +584,8 @@ func (s *Server) tellDeleted(group []*message) {
 	}
 }
 
-// React adds a reaction to a message; Unreact takes it away. Emoji are named as Zulip names them ("tada"). A reaction that is
-// there already, or is not, changes nothing.
+// React adds a reaction to a message; Unreact takes it away. Emoji are named as Zulip
+// names them ("tada"). A reaction that is there already, or is not, changes nothing.
 func (s *Server) React(id int64, email, emoji string) { s.lockedReact(id, email, emoji, "add") }
 
 // Unreact takes a reaction away.
@@ -603,7 +624,8 @@ func (s *Server) react(m *message, by *Account, emoji, op string) bool {
 	return true
 }
 
-// reactingUser is the deprecated description of who reacted; events and messages call the id differently.
+// reactingUser is the deprecated description of who reacted; events and messages call the
+// id differently.
 func (s *Server) reactingUser(a *Account, inMessage bool) string {
 	var o object
 	if inMessage {
@@ -616,8 +638,9 @@ func (s *Server) reactingUser(a *Account, inMessage bool) string {
 	return o.end()
 }
 
-// Flag adds (op "add") or removes (op "remove") a flag such as "read" or "starred" of messages for one account, whose queues
-// are told of it (do_update_message_flags). Starring a message without a row makes one, as Zulip does.
+// Flag adds (op "add") or removes (op "remove") a flag such as "read" or "starred" of
+// messages for one account, whose queues are told of it (do_update_message_flags).
+// Starring a message without a row makes one, as Zulip does.
 func (s *Server) Flag(email, op, flag string, ids ...int64) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -675,7 +698,8 @@ func (s *Server) flag(a *Account, op, flag string, ids []int64) []int64 {
 	return changed
 }
 
-// unreadDetails describes a message that becomes unread, so that clients can count it without fetching it.
+// unreadDetails describes a message that becomes unread, so that clients can count it
+// without fetching it.
 func (s *Server) unreadDetails(a *Account, m *message, emptyTopic bool) string {
 	var o object
 	if m.channel == nil {
@@ -702,8 +726,9 @@ func (s *Server) unreadDetails(a *Account, m *message, emptyTopic bool) string {
 	return o.end()
 }
 
-// Typing tells that somebody starts (op "start") or stops (op "stop") typing: in a channel's topic, which only clients hear of
-// that declared stream_typing_notifications, or, with an empty channel, to the people with the addresses to.
+// Typing tells that somebody starts (op "start") or stops (op "stop") typing: in a
+// channel's topic, which only clients hear of that declared stream_typing_notifications,
+// or, with an empty channel, to the people with the addresses to.
 func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -751,17 +776,18 @@ func (s *Server) Typing(email, op, channel, topic string, to ...string) {
 	s.deliver(func() { s.emit(ev, func(q *queue) bool { return slices.Contains(people, q.account) }) })
 }
 
-// Presence tells that somebody is at the keyboard ("active") or has been away from it for a while ("idle").
+// Presence tells that somebody is at the keyboard ("active") or has been away from it for
+// a while ("idle").
 func (s *Server) Presence(email, status string) {
 	s.lock()
 	defer s.mu.Unlock()
 	s.presence(s.account(email), status)
 }
 
-// presence is process_presence_event: clients with slim_presence get no address, those with simplified_presence_events (level
-// 419) the newest of three shapes.
+// presence is process_presence_event: clients with slim_presence get no address, those
+// with simplified_presence_events (level 419) the newest of three shapes.
 func (s *Server) presence(a *Account, status string) {
-	now := time.Now()
+	now := s.now()
 	var site, where object
 	site.str("client", "website")
 	site.str("status", status)
@@ -790,8 +816,8 @@ func (s *Server) presence(a *Account, status string) {
 	})
 }
 
-// Redeliver puts a message's event in the queues a second time, under new ids, as Zulip itself does when the handling of an
-// event failed half-way and is tried again.
+// Redeliver puts a message's event in the queues a second time, under new ids, as Zulip
+// itself does when the handling of an event failed half-way and is tried again.
 func (s *Server) Redeliver(id int64) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -800,8 +826,8 @@ func (s *Server) Redeliver(id int64) {
 	}
 }
 
-// LinkPreview gives a message new rendered text, as Zulip does when it has fetched what a link in it shows: an update_message
-// event with rendering_only, without a user.
+// LinkPreview gives a message new rendered text, as Zulip does when it has fetched what a
+// link in it shows: an update_message event with rendering_only, without a user.
 func (s *Server) LinkPreview(id int64, html string) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -812,7 +838,7 @@ func (s *Server) LinkPreview(id int64, html string) {
 	m.html = html
 	b := newEvent("update_message", "")
 	b.raw("user_id", "null")
-	b.int("edit_timestamp", time.Now().Unix())
+	b.int("edit_timestamp", s.now().Unix())
 	b.int("message_id", m.id)
 	b.json("message_ids", []int64{m.id})
 	b.str("content", m.content)
@@ -830,18 +856,21 @@ type StoredMessage struct {
 	To             []string // addresses of everybody in a direct message
 	Sender         string
 	Content        string
-	Time           time.Time // when it was sent
+	Time           time.Time // when it was sent, by the server's clock
+	Committed      time.Time // when it could be seen first, by everybody's clock
 	Edited, Moved  time.Time
 	Deleted        time.Time // zero: it is there
 }
 
-// Messages returns Zulip's own truth: every message that was ever committed, deleted ones too, by id.
+// Messages returns Zulip's own truth: every message that was ever committed, deleted ones
+// too, by id.
 func (s *Server) Messages() []StoredMessage {
 	s.lock()
 	defer s.mu.Unlock()
 	list := make([]StoredMessage, len(s.messages))
 	for i, m := range s.messages {
-		sm := StoredMessage{ID: m.id, Topic: m.topic, Sender: m.sender.Email, Content: m.content, Time: m.sent, Edited: m.edited,
+		sm := StoredMessage{ID: m.id, Topic: m.topic, Sender: m.sender.Email, Content: m.content, Time: m.sent,
+			Committed: m.stored, Edited: m.edited,
 			Moved: m.moved, Deleted: m.deleted}
 		if m.channel != nil {
 			sm.Channel = m.channel.Name

@@ -12,8 +12,9 @@ import (
 // discard takes what net/http has to say about connections that faults cut on purpose.
 var discard = log.New(io.Discard, "", 0)
 
-// memnet is a network of one server: connections are pairs of net.Pipe. A pipe blocks on channels only, so a bubble of
-// testing/synctest sees a waiting poll as idle and lets time pass.
+// memnet is a network of one server: connections are pairs of net.Pipe. A pipe blocks on
+// channels only, so a bubble of testing/synctest sees a waiting poll as idle and lets
+// time pass.
 type memnet struct {
 	mu         sync.Mutex
 	listener   *pipeListener

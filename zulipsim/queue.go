@@ -23,26 +23,31 @@ type Options struct {
 	Client           string // the client's name, from its User-Agent
 }
 
-// queue is one event queue: what zerver/tornado/event_queue.py calls a ClientDescriptor and its EventQueue.
+// queue is one event queue: what zerver/tornado/event_queue.py calls a ClientDescriptor
+// and its EventQueue.
 type queue struct {
 	id      string
 	account *Account
 	opts    Options
 	life    time.Duration
 	created time.Time
-	// connected is the idle clock: set when the queue is made and when a poll begins to wait, and by nothing else.
+	// connected is the idle clock: set when the queue is made and when a poll begins to
+	// wait, and by nothing else.
 	connected time.Time
 
-	// entries holds every event that became part of the queue, acknowledged ones (before head) too unless the server forgets; ids
-	// rise. Answers read it without the lock: an entry's id and bytes never change, and what must be rearranged is copied.
+	// entries holds every event that became part of the queue, acknowledged ones (before
+	// head) too unless the server forgets; ids rise. Answers read it without the lock: an
+	// entry's id and bytes never change, and what must be rearranged is copied.
 	entries []entry
 	head    int
-	// merging are the flag events that nobody has read yet, by kind, each with the newest id that went into it.
+	// merging are the flag events that nobody has read yet, by kind, each with the newest
+	// id that went into it.
 	merging map[string]*merged
 	next    int64 // id of the next event
 	pruned  int64 // newest id that was pruned, -1 before the first
 	wait    *waiter
 	dead    string
+	died    time.Time
 }
 
 // entry is one event in a queue, or a run of generated ones.
@@ -58,7 +63,8 @@ type entry struct {
 
 func (e *entry) last() int64 { return e.id + int64(max(e.run, 1)) - 1 }
 
-// event is something that happened, as one queue is told of it; queues that are told the same share it.
+// event is something that happened, as one queue is told of it; queues that are told the
+// same share it.
 type event struct {
 	typ, op string
 	parts   []string // the bytes, with the event id between each two; if it merges: before the list of messages, behind it, the end
@@ -147,7 +153,8 @@ func everyone(*queue) bool { return true }
 
 func only(a *Account) func(*queue) bool { return func(q *queue) bool { return q.account == a } }
 
-// deliver runs what puts events in queues: now, or, while Tornado is down, after it has started again.
+// deliver runs what puts events in queues: now, or, while Tornado is down, after it has
+// started again.
 func (s *Server) deliver(f func()) {
 	if s.down != nil {
 		s.backlog = append(s.backlog, f)
@@ -165,7 +172,8 @@ func (s *Server) emit(ev *event, to func(*queue) bool) {
 	}
 }
 
-// each is emit for events that differ from queue to queue: make returns the event for one.
+// each is emit for events that differ from queue to queue: make returns the event for
+// one.
 func (s *Server) each(to func(*queue) bool, make func(*queue) *event) {
 	for _, q := range s.queueList {
 		if q.dead != "" || !to(q) {
@@ -180,8 +188,8 @@ func (s *Server) each(to func(*queue) bool, make func(*queue) *event) {
 // knowsEmptyTopic says whether the client gets an empty topic as it is.
 func (q *queue) knowsEmptyTopic() bool { return q.opts.Capabilities["empty_topic_name"] }
 
-// accepts is ClientDescriptor.accepts_event: the queue's filter of types, its narrow for messages, and the events that only
-// clients with, or without, some capability get.
+// accepts is ClientDescriptor.accepts_event: the queue's filter of types, its narrow for
+// messages, and the events that only clients with, or without, some capability get.
 func (q *queue) accepts(ev *event, level int) bool {
 	if q.opts.EventTypes != nil {
 		if !slices.Contains(q.opts.EventTypes, ev.typ) {
@@ -212,7 +220,8 @@ func (q *queue) accepts(ev *event, level int) bool {
 	return true
 }
 
-// narrowed says whether the queue's narrow lets a message through (zerver/lib/narrow_predicate.py).
+// narrowed says whether the queue's narrow lets a message through
+// (zerver/lib/narrow_predicate.py).
 func (q *queue) narrowed(m *message, flags []string) bool {
 	for _, term := range q.opts.Narrow {
 		operand := lower(term[1])
@@ -247,8 +256,9 @@ func (q *queue) narrowed(m *message, flags []string) bool {
 
 // push gives ev the queue's next id and puts it in; a poll that waits ends with it.
 //
-// Changes of flags are merged until somebody reads the queue: they take the newest id, and the ids before it are never seen. The
-// exception is marking as unread, whose events carry details (EventQueue.push).
+// Changes of flags are merged until somebody reads the queue: they take the newest id,
+// and the ids before it are never seen. The exception is marking as unread, whose events
+// carry details (EventQueue.push).
 func (s *Server) push(q *queue, ev *event) {
 	id, now := q.next, time.Now()
 	q.next++
@@ -277,7 +287,8 @@ func (s *Server) finish(q *queue) bool {
 	return true
 }
 
-// contents returns everything that is not acknowledged. Merged events find their place by their id now and stop growing.
+// contents returns everything that is not acknowledged. Merged events find their place by
+// their id now and stop growing.
 func (s *Server) contents(q *queue) []entry {
 	if len(q.merging) > 0 {
 		pending := slices.Clone(q.entries[q.head:])
@@ -300,7 +311,8 @@ func (s *Server) contents(q *queue) []entry {
 
 func (q *queue) empty() bool { return q.head == len(q.entries) && len(q.merging) == 0 }
 
-// prune drops everything up to id. Merged events that nobody has read are passed over, as in Zulip.
+// prune drops everything up to id. Merged events that nobody has read are passed over, as
+// in Zulip.
 func (s *Server) prune(q *queue, id int64) {
 	now := time.Now()
 	for q.head < len(q.entries) && q.entries[q.head].id <= id {
@@ -332,7 +344,8 @@ func (q *queue) acknowledges(id int64) []entry {
 	return slices.Clone(q.entries[q.head:n])
 }
 
-// delivered says whether id was ever in an answer of this queue, or is where a fresh queue begins.
+// delivered says whether id was ever in an answer of this queue, or is where a fresh
+// queue begins.
 func (q *queue) delivered(id int64) bool {
 	if id == q.pruned {
 		return true
@@ -349,8 +362,8 @@ func (q *queue) delivered(id int64) bool {
 	return ok && !q.entries[i].given.IsZero()
 }
 
-// sweep does the sweeps that are due: each ends the queues that no poll waits on and on which none has begun to wait for their
-// life (gc_event_queues).
+// sweep does the sweeps that are due: each ends the queues that no poll waits on and on
+// which none has begun to wait for their life (gc_event_queues).
 func (s *Server) sweep(now time.Time) {
 	if s.down != nil {
 		return
@@ -379,7 +392,7 @@ func (s *Server) sweep(now time.Time) {
 // bury ends a queue; a poll that waits ends with what is there.
 func (s *Server) bury(q *queue, why string) {
 	s.finish(q)
-	q.dead = why
+	q.dead, q.died = why, time.Now()
 	delete(s.queues, q.id)
 	if s.Forget {
 		q.entries, q.head = nil, 0
@@ -404,8 +417,9 @@ func (s *Server) newQueue(a *Account, opts Options, life time.Duration) *queue {
 	return q
 }
 
-// Emit puts an event of any kind in every live queue that accepts its type, as if Zulip had sent it to everybody. The queue
-// adds the id. Members come out with type and op first, the others in order of their names.
+// Emit puts an event of any kind in every live queue that accepts its type, as if Zulip
+// had sent it to everybody. The queue adds the id. Members come out with type and op
+// first, the others in order of their names.
 func (s *Server) Emit(ev map[string]any) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -421,8 +435,9 @@ func (s *Server) EmitTo(email string, ev map[string]any) {
 	s.deliver(func() { s.emit(e, only(a)) })
 }
 
-// EmitRaw puts bytes as they are in every live queue, whatever its filters, as one event: a broken, odd or huge one, say. Each
-// "%ID%" in it is replaced by the id that the queue gives it.
+// EmitRaw puts bytes as they are in every live queue, whatever its filters, as one event:
+// a broken, odd or huge one, say. Each "%ID%" in it is replaced by the id that the queue
+// gives it.
 func (s *Server) EmitRaw(template string) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -436,9 +451,11 @@ func (s *Server) EmitRaw(template string) {
 	})
 }
 
-// FillAnswer puts n events in a queue that exist only while an answer is written, so that an answer can be larger than memory.
-// event appends the event with that id to dst, with its "id" member, and must return the same bytes each time; it is called while
-// answers are written, by several goroutines if there are several. A queue that does not live is passed over.
+// FillAnswer puts n events in a queue that exist only while an answer is written, so that
+// an answer can be larger than memory. event appends the event with that id to dst, with
+// its "id" member, and must return the same bytes each time; it is called while answers
+// are written, by several goroutines if there are several. A queue that does not live is
+// passed over.
 func (s *Server) FillAnswer(queue string, n int, event func(dst []byte, id int64) []byte) {
 	s.lock()
 	defer s.mu.Unlock()
@@ -492,8 +509,8 @@ func eventFromMap(m map[string]any) *event {
 	return b.done()
 }
 
-// mergeKind is what update_message_flags events with this operation and flag merge under, "" if they do not
-// (compute_full_event_type).
+// mergeKind is what update_message_flags events with this operation and flag merge under,
+// "" if they do not (compute_full_event_type).
 func mergeKind(operation, flag string) string {
 	if operation == "remove" && strings.HasPrefix(flag, "read") {
 		return ""
@@ -513,8 +530,9 @@ type QueueInfo struct {
 	Pending      int    // events that are not acknowledged; those that still merge count as one of each kind
 	Waiting      bool   // a poll waits
 	Dead         string // "" while it lives, else "expired", "deleted" or "crash"
-	// Events is everything that was ever put in, in order, those that are generated (FillAnswer) excepted. Flag events appear
-	// when they have stopped to merge.
+	Died         time.Time
+	// Events is everything that was ever put in, in order, those that are generated
+	// (FillAnswer) excepted. Flag events appear when they have stopped to merge.
 	Events []QueuedEvent
 }
 
@@ -536,8 +554,10 @@ func (s *Server) Queues() []QueueInfo {
 	infos := make([]QueueInfo, 0, len(s.queueList))
 	for _, q := range s.queueList {
 		info := QueueInfo{
-			ID: q.id, Account: q.account.Email, Options: q.opts, Life: q.life, Created: q.created, LastWait: q.connected,
-			NextID: q.next, NewestPruned: q.pruned, Pending: len(q.merging), Waiting: q.wait != nil, Dead: q.dead,
+			ID: q.id, Account: q.account.Email, Options: q.opts, Life: q.life, Created: q.created,
+			LastWait: q.connected,
+			NextID:   q.next, NewestPruned: q.pruned, Pending: len(q.merging), Waiting: q.wait != nil, Dead: q.dead,
+			Died: q.died,
 		}
 		for i := range q.entries {
 			e := &q.entries[i]
@@ -548,7 +568,8 @@ func (s *Server) Queues() []QueueInfo {
 				continue
 			}
 			qe := QueuedEvent{
-				ID: e.id, Type: e.event.typ, Op: e.event.op, Raw: e.append(nil), Put: e.put, Delivered: e.given, Pruned: e.dropped,
+				ID: e.id, Type: e.event.typ, Op: e.event.op, Raw: e.append(nil), Put: e.put, Delivered: e.given,
+				Pruned: e.dropped,
 			}
 			if e.event.msg != nil {
 				qe.MessageID = e.event.msg.id

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// A queue's idle clock is set when it is made and when a poll begins to wait, and by no other poll. It dies at a sweep, so with
-// a life of 20 s and a sweep at 72 s all three ways of not waiting end there, as they did on a real server.
+// A queue's idle clock is set when it is made and when a poll begins to wait, and by no
+// other poll. It dies at a sweep, so with a life of 20 s and a sweep at 72 s all three
+// ways of not waiting end there, as they did on a real server.
 func TestIdleClock(t *testing.T) {
 	s := &Server{SweepFirst: 72 * time.Second}
 	world(t, s, func(t *testing.T, c *client) {
@@ -50,7 +51,8 @@ func TestIdleClock(t *testing.T) {
 	})
 }
 
-// The default life is ten minutes, the longest seven days, and GrantCap stands above both.
+// The default life is ten minutes, the longest seven days, and GrantCap stands above
+// both.
 func TestLife(t *testing.T) {
 	for _, tt := range []struct {
 		server *Server
@@ -76,19 +78,22 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// Below level 481 the old name counts and the new one is ignored, from then on the other way round; the answer says which.
+// Below level 481 the old name counts and the new one is ignored, from then on the other
+// way round; the answer says which.
 func TestBothNamesOfTheLife(t *testing.T) {
 	for level, ignored := range map[int]string{372: "[idle_queue_timeout]", 500: "[queue_lifespan_secs]", 166: "[]"} {
 		s := &Server{FeatureLevel: level}
 		world(t, s, func(t *testing.T, c *client) {
-			a := c.post("/register", "queue_lifespan_secs", "3600", "idle_queue_timeout", "3600", "fetch_event_types", "[]")
+			a := c.post("/register", "queue_lifespan_secs", "3600", "idle_queue_timeout", "3600",
+				"fetch_event_types", "[]")
 			want(t, "ignored", a.Ignored, strings.Fields(strings.Trim(ignored, "[]")))
 			want(t, "granted", s.Queues()[0].Life, time.Hour)
 		})
 	}
 }
 
-// Two polls on one queue: the second ends the first with an empty list, also if it does not block itself.
+// Two polls on one queue: the second ends the first with an empty list, also if it does
+// not block itself.
 func TestTwoPollers(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -113,7 +118,8 @@ func TestTwoPollers(t *testing.T) {
 	})
 }
 
-// What is not acknowledged is read again byte for byte; acknowledging drops, and the two refusals come in Zulip's order.
+// What is not acknowledged is read again byte for byte; acknowledging drops, and the two
+// refusals come in Zulip's order.
 func TestAcknowledging(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -136,7 +142,8 @@ func TestAcknowledging(t *testing.T) {
 		info := s.Queues()[0]
 		want(t, "newest pruned", info.NewestPruned, 3)
 		for _, e := range info.Events {
-			if e.Pruned.IsZero() || e.Delivered.IsZero() || !strings.HasSuffix(string(e.Raw), `"id":`+string('0'+rune(e.ID))+"}") {
+			if e.Pruned.IsZero() || e.Delivered.IsZero() ||
+				!strings.HasSuffix(string(e.Raw), `"id":`+string('0'+rune(e.ID))+"}") {
 				t.Errorf("the ledger has %+v", e)
 			}
 		}
@@ -160,7 +167,8 @@ func TestClientGoesAway(t *testing.T) {
 	})
 }
 
-// Heartbeats come 45 to 55 seconds after a poll began to wait, have ids, and come to queues of any type.
+// Heartbeats come 45 to 55 seconds after a poll began to wait, have ids, and come to
+// queues of any type.
 func TestHeartbeat(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -182,8 +190,9 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
-// Reading marks and stars merge until the queue is read; unreading does not. The merged event takes the newest id, so that ids
-// below it vanish and it stands behind what came between.
+// Reading marks and stars merge until the queue is read; unreading does not. The merged
+// event takes the newest id, so that ids below it vanish and it stands behind what came
+// between.
 func TestMerging(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -202,7 +211,8 @@ func TestMerging(t *testing.T) {
 		want(t, "nothing is lost", c.peek(q, -1).raw, got.raw)
 		s.Flag(me, "add", "starred", a)
 		star := func(all bool, ids ...int) {
-			s.Emit(map[string]any{"type": "update_message_flags", "op": "add", "operation": "add", "flag": "starred", "messages": ids, "all": all})
+			s.Emit(map[string]any{"type": "update_message_flags", "op": "add", "operation": "add", "flag": "starred",
+				"messages": ids, "all": all})
 		}
 		star(false, 7)
 		star(true)
@@ -211,11 +221,13 @@ func TestMerging(t *testing.T) {
 		if !strings.Contains(string(got.Events[0]), `"messages":[1,7]`) {
 			t.Errorf("merged: %s", got.Events[0])
 		}
-		want(t, "starring again changes nothing", func() int { s.Flag(me, "add", "starred", a); return s.Queues()[0].Pending }(), 2)
+		want(t, "starring again changes nothing",
+			func() int { s.Flag(me, "add", "starred", a); return s.Queues()[0].Pending }(), 2)
 	})
 }
 
-// Queues filter: by type, by narrow (which also brings public channels that the account is not in), by capability.
+// Queues filter: by type, by narrow (which also brings public channels that the account
+// is not in), by capability.
 func TestFilters(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -243,12 +255,14 @@ func TestFilters(t *testing.T) {
 		plain := c.register()
 		able := c.register("client_capabilities", `{"notification_settings_null":true,"bulk_message_deletion":true,`+
 			`"stream_typing_notifications":true,"empty_topic_name":true}`)
-		ids := []int64{s.SendMessage(Message{Channel: "far", Content: "x"}), s.SendMessage(Message{Channel: "far", Content: "y"})}
+		ids := []int64{s.SendMessage(Message{Channel: "far", Content: "x"}),
+			s.SendMessage(Message{Channel: "far", Content: "y"})}
 		s.Typing("ada@example.com", "start", "far", "")
 		s.DeleteMessages(ids...)
 		got := c.peek(plain, -1)
 		want(t, "without capabilities", got.types(), "message message delete_message delete_message")
-		if !strings.Contains(got.raw, `"subject":"general chat"`) || !strings.Contains(got.raw, `"topic":"general chat"`) {
+		if !strings.Contains(got.raw, `"subject":"general chat"`) ||
+			!strings.Contains(got.raw, `"topic":"general chat"`) {
 			t.Errorf("the empty topic: %s", got.raw)
 		}
 		got = c.peek(able, -1)
@@ -266,7 +280,8 @@ func TestEmitRaw(t *testing.T) {
 		s.EmitRaw(`{"type":"a.b>","id":%ID%,"again":%ID%}`)
 		s.EmitRaw(`}{ no JSON`)
 		s.Emit(map[string]any{"type": "reaction"})
-		want(t, "raw", c.peek(q, -1).raw, `{"result":"success","msg":"","events":[{"type":"a.b>","id":0,"again":0},}{ no JSON]}`+"\n")
+		want(t, "raw", c.peek(q, -1).raw,
+			`{"result":"success","msg":"","events":[{"type":"a.b>","id":0,"again":0},}{ no JSON]}`+"\n")
 		want(t, "acknowledged by id", c.peek(q, 1).status, 200)
 	})
 }
@@ -343,12 +358,14 @@ func TestKinds(t *testing.T) {
 		s.Typing("ada@example.com", "start", "", "", c.account.Email)
 		want(t, "with capabilities", a.types(), "message presence realm_emoji/add update_message_flags/add")
 		want(t, "without", b.types(), "message presence realm_emoji/update update_message_flags/add")
-		if !strings.Contains(a.raw, `"presences":{"10":{"active_timestamp"`) || !strings.Contains(b.raw, `"user_id":10,"server_timestamp"`) {
+		if !strings.Contains(a.raw, `"presences":{"10":{"active_timestamp"`) ||
+			!strings.Contains(b.raw, `"user_id":10,"server_timestamp"`) {
 			t.Errorf("presence: %s and %s", a.raw, b.raw)
 		}
 		a, b = c.peek(modern, 3), c.peek(plain, 3)
 		want(t, "afterwards", a.types(), "update_message_flags/remove update_message message typing/start")
-		if !strings.Contains(a.raw, `"topic":"","unmuted_stream_msg":true`) || !strings.Contains(b.raw, `"topic":"general chat","unmuted_stream_msg":true`) {
+		if !strings.Contains(a.raw, `"topic":"","unmuted_stream_msg":true`) ||
+			!strings.Contains(b.raw, `"topic":"general chat","unmuted_stream_msg":true`) {
 			t.Errorf("the empty topic: %s and %s", a.raw, b.raw)
 		}
 		if !strings.Contains(a.raw, `"user_id":null`) || !strings.Contains(a.raw, `"rendering_only":true`) {
@@ -357,7 +374,8 @@ func TestKinds(t *testing.T) {
 	})
 }
 
-// Direct messages come to those in them, channel messages to subscribers, with the flags of each.
+// Direct messages come to those in them, channel messages to subscribers, with the flags
+// of each.
 func TestWhoGetsWhat(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -369,7 +387,8 @@ func TestWhoGetsWhat(t *testing.T) {
 		s.SendMessage(Message{Channel: "secret", Topic: "t", Content: "@**Other Bot** psst"})
 		got := c.peek(mine, -1)
 		want(t, "mine", got.types(), "message")
-		if !strings.Contains(got.raw, `"content":"<p><strong>hello</strong></p>"`) || !strings.Contains(got.raw, `"type":"private"`) {
+		if !strings.Contains(got.raw, `"content":"<p><strong>hello</strong></p>"`) ||
+			!strings.Contains(got.raw, `"type":"private"`) {
 			t.Errorf("a direct message: %s", got.raw)
 		}
 		got = other.peek(theirs, -1)

@@ -13,7 +13,8 @@ type bucketKey struct {
 	rule    int
 }
 
-// toldKey names whom a Retry-After was told: each of the two limiters speaks for itself only.
+// toldKey names whom a Retry-After was told: each of the two limiters speaks for itself
+// only.
 type toldKey struct {
 	account string
 	events  bool
@@ -30,8 +31,8 @@ type limits struct {
 	wait      time.Duration // if refused
 }
 
-// limit charges a request of the account and says what came of it. Only the longest rule is spoken of in headers, and a request
-// that is refused costs nothing.
+// limit charges a request of the account and says what came of it. Only the longest rule
+// is spoken of in headers, and a request that is refused costs nothing.
 func (s *Server) limit(a *Account, events bool) limits {
 	if events {
 		return s.limitTornado(a)
@@ -39,9 +40,10 @@ func (s *Server) limit(a *Account, events bool) limits {
 	return s.limitDjango(a)
 }
 
-// limitTornado is the leaky bucket of /events: each request moves the time at which the bucket is empty by window/count, and
-// may not move it further away than the window. A token therefore comes back every window/count. Rules are charged in order up
-// to the one that refuses.
+// limitTornado is the leaky bucket of /events: each request moves the time at which the
+// bucket is empty by window/count, and may not move it further away than the window. A
+// token therefore comes back every window/count. Rules are charged in order up to the one
+// that refuses.
 func (s *Server) limitTornado(a *Account) limits {
 	rules := s.EventsRules
 	if len(rules) == 0 {
@@ -69,8 +71,9 @@ func (s *Server) limitTornado(a *Account) limits {
 	return l
 }
 
-// limitDjango is the sliding window of everything else: the count newest requests are remembered, and a request is refused
-// while the oldest of them is younger than the window. After a burst the wait is therefore up to the whole window.
+// limitDjango is the sliding window of everything else: the count newest requests are
+// remembered, and a request is refused while the oldest of them is younger than the
+// window. After a burst the wait is therefore up to the whole window.
 func (s *Server) limitDjango(a *Account) limits {
 	rules := s.APIRules
 	if len(rules) == 0 {
@@ -106,9 +109,10 @@ func (s *Server) limitDjango(a *Account) limits {
 	return l
 }
 
-// headers writes the rate headers, in each server's own spelling. Reset is the wait as it was when the request came, counted
-// from now: for a poll that waited it lies up to 55 s too late.
-func (l limits) headers(h http.Header) {
+// headers writes the rate headers, in each server's own spelling. Reset is the wait as it
+// was when the request came, counted from now: for a poll that waited it lies up to 55 s
+// too late.
+func (l limits) headers(h http.Header, now time.Time) {
 	if !l.apply {
 		return
 	}
@@ -118,14 +122,15 @@ func (l limits) headers(h http.Header) {
 	}
 	h[prefix+"Limit"] = []string{strconv.Itoa(l.limit)}
 	h[prefix+"Remaining"] = []string{strconv.Itoa(l.remaining)}
-	h[prefix+"Reset"] = []string{strconv.FormatInt(time.Now().Add(l.reset).Unix(), 10)}
+	h[prefix+"Reset"] = []string{strconv.FormatInt(now.Add(l.reset).Unix(), 10)}
 	if l.refused {
 		h["Retry-After"] = []string{seconds(l.wait)}
 	}
 }
 
-// seconds writes a wait as Zulip does, as a decimal fraction. It is rounded up to the next microsecond, so that a client that
-// turns it into nanoseconds and waits exactly so long is never early.
+// seconds writes a wait as Zulip does, as a decimal fraction. It is rounded up to the
+// next microsecond, so that a client that turns it into nanoseconds and waits exactly so
+// long is never early.
 func seconds(d time.Duration) string {
 	us := d/time.Microsecond + 1
 	return strconv.FormatFloat(float64(us)/1e6, 'f', -1, 64)

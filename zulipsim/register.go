@@ -14,7 +14,8 @@ import (
 //go:embed state.tsv
 var stateTable string
 
-// state is a member of the state: the word of fetch_event_types that brings it, its name, its value as JSON.
+// state is a member of the state: the word of fetch_event_types that brings it, its name,
+// its value as JSON.
 type state struct{ word, name, value string }
 
 var states = readStates()
@@ -29,19 +30,23 @@ func readStates() []state {
 	return list
 }
 
-// capabilities are the members of client_capabilities that the server keeps, with the level that brought each; others are
-// dropped.
+// capabilities are the members of client_capabilities that the server keeps, with the
+// level that brought each; others are dropped.
 var capabilities = map[string]int{
-	"notification_settings_null": 0, "bulk_message_deletion": 13, "user_avatar_url_field_optional": 18, "stream_typing_notifications": 58,
-	"user_settings_object": 89, "linkifier_url_template": 176, "user_list_incomplete": 232, "include_deactivated_groups": 294,
-	"archived_channels": 315, "empty_topic_name": 334, "simplified_presence_events": 419, "individual_emoji_changes": 491,
+	"notification_settings_null": 0, "bulk_message_deletion": 13, "user_avatar_url_field_optional": 18,
+	"stream_typing_notifications": 58,
+	"user_settings_object":        89, "linkifier_url_template": 176, "user_list_incomplete": 232,
+	"include_deactivated_groups": 294,
+	"archived_channels":          315, "empty_topic_name": 334, "simplified_presence_events": 419,
+	"individual_emoji_changes": 491,
 }
 
 // narrowWords are the operands of "is" in a queue's narrow.
 var narrowWords = []string{"dm", "private", "starred", "unread", "alerted", "mentioned", "resolved"}
 
-// queueOptions reads what register is told of the queue (zerver/views/events_register.py). Arguments that an older or newer
-// level does not know are left for ignored.
+// queueOptions reads what register is told of the queue
+// (zerver/views/events_register.py). Arguments that an older or newer level does not know
+// are left for ignored.
 func (c *call) queueOptions() (opts Options, life time.Duration, r *refusal) {
 	s, a := c.s, c.account
 	opts = Options{ClientGravatar: true, Client: c.clientName(), Capabilities: map[string]bool{}}
@@ -137,7 +142,8 @@ func (c *call) words(name string) ([]string, *refusal) {
 	return words, nil
 }
 
-// capabilities reads client_capabilities, which may be absent but not without its oldest member.
+// capabilities reads client_capabilities, which may be absent but not without its oldest
+// member.
 func (c *call) capabilities() (map[string]bool, *refusal) {
 	kept := make(map[string]bool)
 	var given map[string]json.RawMessage
@@ -161,8 +167,8 @@ func (c *call) capabilities() (map[string]bool, *refusal) {
 	return kept, nil
 }
 
-// narrow reads a queue's narrow: pairs of texts with the few operators that a queue can filter by. A channel that does not
-// exist is accepted, and matches nothing for ever.
+// narrow reads a queue's narrow: pairs of texts with the few operators that a queue can
+// filter by. A channel that does not exist is accepted, and matches nothing for ever.
 func (c *call) narrow() ([][]string, *refusal) {
 	var list []any
 	given, r := c.value("narrow", &list, "a list")
@@ -200,9 +206,10 @@ func (c *call) narrow() ([][]string, *refusal) {
 	return terms, nil
 }
 
-// register is POST /register (do_events_register in zerver/lib/events.py): a queue is made, the state is read, then the queue
-// is read without acknowledging anything, and the id of its last event is the answer's last_event_id. Whoever polls from there
-// never sees those events.
+// register is POST /register (do_events_register in zerver/lib/events.py): a queue is
+// made, the state is read, then the queue is read without acknowledging anything, and the
+// id of its last event is the answer's last_event_id. Whoever polls from there never sees
+// those events.
 func (c *call) register() {
 	s := c.s
 	opts, life, r := c.queueOptions()
@@ -255,8 +262,8 @@ func (c *call) register() {
 	})
 }
 
-// state writes the state that the words of fetch_event_types bring: those of event_types if there are none, everything if there
-// are neither.
+// state writes the state that the words of fetch_event_types bring: those of event_types
+// if there are none, everything if there are neither.
 func (s *Server) state(o *object, a *Account, opts Options) {
 	words := opts.FetchEventTypes
 	if words == nil {

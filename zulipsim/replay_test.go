@@ -49,7 +49,8 @@ func (x *exchange) effect() float64 { return x.T + 0.9*x.Ms/1000 }
 
 // waited says whether it is a poll that waited: only then does the answer name the queue.
 func (x *exchange) waited() bool {
-	return x.Method == "GET" && x.Path == "/api/v1/events" && x.Status == 200 && strings.Contains(x.Body, `],"queue_id":"`)
+	return x.Method == "GET" && x.Path == "/api/v1/events" && x.Status == 200 &&
+		strings.Contains(x.Body, `],"queue_id":"`)
 }
 
 // scenario is one file and what has to be known to live through it again.
@@ -60,7 +61,8 @@ type scenario struct {
 	sweep time.Duration
 	// late says how much later than it was made a request began to be served.
 	late map[int]float64
-	// before says of messages whose sending was not kept when they were there, where no answer tells.
+	// before says of messages whose sending was not kept when they were there, where no
+	// answer tells.
 	before map[int64]float64
 	// notices are messages that the simulator's Notification Bot sends by itself.
 	notices []int64
@@ -127,7 +129,8 @@ func load(t *testing.T, name string) []*exchange {
 
 // populate makes the people and channels of the recording.
 func (r *replay) populate() {
-	r.s = &Server{RealmURL: "http://127.0.0.1:9991", Heartbeat: r.heartbeat, DuringRegister: r.duringRegister, SweepFirst: r.sc.sweep + 2*time.Second}
+	r.s = &Server{RealmURL: "http://127.0.0.1:9991", Heartbeat: r.heartbeat, DuringRegister: r.duringRegister,
+		SweepFirst: r.sc.sweep + 2*time.Second}
 	r.s.Hosts = func(host string) Host {
 		switch host {
 		case "127.0.0.1:9991":
@@ -167,8 +170,10 @@ func (r *replay) populate() {
 	note := r.s.Account(notificationBot)
 	note.AvatarURL = "http://localhost:9991/static/images/static_avatars/notification-bot.36f721bad3d0.png"
 	for id, name := range map[int64]string{
-		7: "engineering-0", 8: "café.müller ✓ > v1.0 *-0", 15: "lobby-1", 20: "lobby-2", 22: "lab-protocol", 23: "lab-register",
-		24: "lab-history", 25: "lab-unsubscribed", 26: "lab-restart", 27: "lab-corners", 28: "lab-far", 32: "lab-guests",
+		7: "engineering-0", 8: "café.müller ✓ > v1.0 *-0", 15: "lobby-1", 20: "lobby-2", 22: "lab-protocol",
+		23: "lab-register",
+		24: "lab-history", 25: "lab-unsubscribed", 26: "lab-restart", 27: "lab-corners", 28: "lab-far",
+		32: "lab-guests",
 	} {
 		c := r.s.Channel(name)
 		c.SetID(id)
@@ -207,9 +212,10 @@ func (r *replay) at(sec float64) {
 	time.Sleep(time.Until(r.start.Add(time.Duration(sec * float64(time.Second)))))
 }
 
-// messagesSeen finds the messages that answers show but whose sending was not kept, and makes each happen just before it was
-// first seen: at the end of a poll that waited for it, or before any other answer. Older ones than the scenario are there from
-// its beginning.
+// messagesSeen finds the messages that answers show but whose sending was not kept, and
+// makes each happen just before it was first seen: at the end of a poll that waited for
+// it, or before any other answer. Older ones than the scenario are there from its
+// beginning.
 func (r *replay) messagesSeen() {
 	sent := make(map[int64]bool)
 	type hidden struct {
@@ -416,7 +422,8 @@ func (r *replay) exchange(x *exchange) {
 	r.compare(x, rec, ended)
 }
 
-// request builds the request of an exchange, with our own key and our own name of its queue.
+// request builds the request of an exchange, with our own key and our own name of its
+// queue.
 func (r *replay) request(x *exchange) *http.Request {
 	form := make(url.Values)
 	for k, v := range x.Params {

@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// Events that come while register is under way are counted in its last_event_id; only a poll from -1 sees them.
+// Events that come while register is under way are counted in its last_event_id; only a
+// poll from -1 sees them.
 func TestRegisterTrap(t *testing.T) {
 	s := &Server{}
 	s.DuringRegister = func(string) { s.say("in between") }
@@ -45,13 +46,18 @@ func TestLevels(t *testing.T) {
 	}{
 		{372, nil, "/server_settings", `"realm_url":"http://zulip.test"`, ""},
 		{200, nil, "/server_settings", `"realm_uri":"http://zulip.test"`, `"realm_url"`},
-		{372, func(s *Server, c *client) { s.React(s.say("x"), "ada@example.com", "tada") }, "", `"user":{"user_id"`, ""},
-		{484, func(s *Server, c *client) { s.React(s.say("x"), "ada@example.com", "tada") }, "", `"emoji_code":"1f389"`, `"user":{`},
+		{372, func(s *Server, c *client) { s.React(s.say("x"), "ada@example.com", "tada") }, "",
+			`"user":{"user_id"`, ""},
+		{484, func(s *Server, c *client) { s.React(s.say("x"), "ada@example.com", "tada") }, "", `"emoji_code":"1f389"`,
+			`"user":{`},
 		{392, func(s *Server, c *client) { s.DeleteMessages(s.say("x"), s.say("y")) }, "", `"message_ids":[2,1]`, ""},
 		{393, func(s *Server, c *client) { s.DeleteMessages(s.say("x"), s.say("y")) }, "", `"message_ids":[1,2]`, ""},
-		{333, func(s *Server, c *client) { s.SendMessage(Message{Channel: "general", Content: "x"}) }, "", `"subject":"general chat"`, ""},
-		{334, func(s *Server, c *client) { s.SendMessage(Message{Channel: "general", Content: "x"}) }, "", `"subject":""`, ""},
-		{438, func(s *Server, c *client) { s.Emit(map[string]any{"type": "update_display_settings"}) }, "", `"events":[]`, ""},
+		{333, func(s *Server, c *client) { s.SendMessage(Message{Channel: "general", Content: "x"}) }, "",
+			`"subject":"general chat"`, ""},
+		{334, func(s *Server, c *client) { s.SendMessage(Message{Channel: "general", Content: "x"}) }, "",
+			`"subject":""`, ""},
+		{438, func(s *Server, c *client) { s.Emit(map[string]any{"type": "update_display_settings"}) }, "",
+			`"events":[]`, ""},
 		{239, func(s *Server, c *client) { s.Restart(0) }, "", `"immediate":true`, ""},
 		{372, func(s *Server, c *client) { s.Restart(0) }, "", `"type":"restart"`, `"immediate"`},
 	} {
@@ -73,8 +79,8 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// A bucket of Tornado's gives a token back every 0.3 s; asking while limited costs nothing, and waiting exactly as told is
-// enough.
+// A bucket of Tornado's gives a token back every 0.3 s; asking while limited costs
+// nothing, and waiting exactly as told is enough.
 func TestEventsLimit(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -104,7 +110,8 @@ func TestEventsLimit(t *testing.T) {
 	})
 }
 
-// Everything else is a sliding minute: after a burst the wait is the whole minute of the first request.
+// Everything else is a sliding minute: after a burst the wait is the whole minute of the
+// first request.
 func TestAPILimit(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -129,13 +136,15 @@ func TestAPILimit(t *testing.T) {
 	})
 }
 
-// With several rules the headers speak of the longest only: 60 remaining on the answer before a 429.
+// With several rules the headers speak of the longest only: 60 remaining on the answer
+// before a 429.
 func TestSeveralRules(t *testing.T) {
 	rules := []RateRule{{20, time.Minute}, {26, time.Hour}}
 	s := &Server{EventsRules: rules, APIRules: rules}
 	world(t, s, func(t *testing.T, c *client) {
 		q := c.register()
-		for _, ask := range []func() *answer{func() *answer { return c.peek(q, -1) }, func() *answer { return c.get("/users/me") }} {
+		for _, ask := range []func() *answer{func() *answer { return c.peek(q, -1) },
+			func() *answer { return c.get("/users/me") }} {
 			var a, before *answer
 			for a = ask(); a.status == 200; a = ask() {
 				before = a
@@ -169,7 +178,8 @@ func TestRemainingOfAWaitingPoll(t *testing.T) {
 	})
 }
 
-// A restart in good order keeps queues and what happens meanwhile; polls end with a 502 page; register waits for six seconds.
+// A restart in good order keeps queues and what happens meanwhile; polls end with a 502
+// page; register waits for six seconds.
 func TestRestart(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -184,7 +194,8 @@ func TestRestart(t *testing.T) {
 		start := time.Now()
 		want(t, "register", c.post("/register").status, 500)
 		want(t, "register took", time.Since(start), 6*time.Second)
-		want(t, "sending goes on", c.post("/messages", "type", "channel", "to", "general", "topic", "t", "content", "meanwhile").status, 200)
+		want(t, "sending goes on", c.post("/messages", "type", "channel", "to", "general", "topic", "t", "content",
+			"meanwhile").status, 200)
 		after(2*time.Second, s.Up)
 		start = time.Now()
 		want(t, "register in time", c.post("/register", "fetch_event_types", "[]").status, 200)
@@ -261,15 +272,21 @@ func TestFaults(t *testing.T) {
 			{"401", Unauthorized(), func(a *answer) bool { return a.status == 401 && a.Code == "UNAUTHORIZED" }},
 			{"500", ServerError(), func(a *answer) bool { return a.status == 500 && a.Msg == "Internal server error" }},
 			{"429", TooMany("0.25"), func(a *answer) bool { return a.status == 429 && a.Wait == 0.25 }},
-			{"html", Fault{Status: 200, Body: "<html>"}, func(a *answer) bool { return a.header.Get("Content-Type") == "text/html" }},
-			{"empty", Fault{Empty: true}, func(a *answer) bool { return a.status == 200 && a.raw == "" && a.err == nil }},
+			{"html", Fault{Status: 200, Body: "<html>"},
+				func(a *answer) bool { return a.header.Get("Content-Type") == "text/html" }},
+			{"empty", Fault{Empty: true}, func(a *answer) bool {
+				return a.status == 200 && a.raw == "" &&
+					a.err == nil
+			}},
 			{"reset", Fault{Reset: true}, func(a *answer) bool { return a.status == 0 && a.err != nil }},
 			{"half", Fault{HalfBody: true}, func(a *answer) bool {
 				return a.err == io.ErrUnexpectedEOF && a.raw == good[:len(good)/2]
 			}},
-			{"too long", Fault{LengthOff: 3}, func(a *answer) bool { return a.err == io.ErrUnexpectedEOF && a.raw == good }},
+			{"too long", Fault{LengthOff: 3},
+				func(a *answer) bool { return a.err == io.ErrUnexpectedEOF && a.raw == good }},
 			{"too short", Fault{LengthOff: -3}, func(a *answer) bool { return a.raw == good[:len(good)-3] }},
-			{"gzip", Fault{GzipCut: true}, func(a *answer) bool { return a.err != nil && strings.HasPrefix(good, a.raw) }},
+			{"gzip", Fault{GzipCut: true},
+				func(a *answer) bool { return a.err != nil && strings.HasPrefix(good, a.raw) }},
 			{"trickle", Fault{Trickle: 1, TricklePause: time.Second}, func(a *answer) bool { return a.raw == good }},
 			{"nothing", Fault{}, func(a *answer) bool { return a.raw == good }},
 		} {
@@ -343,7 +360,8 @@ func TestAnsweredFaults(t *testing.T) {
 		s.say("one")
 		s.say("two")
 		c.peek(q, -1)
-		s.Fault(Fault{On: Events, Reset: true, Times: 1, Match: func(r *http.Request) bool { return r.URL.Query().Get("dont_block") != "" }})
+		s.Fault(Fault{On: Events, Reset: true, Times: 1,
+			Match: func(r *http.Request) bool { return r.URL.Query().Get("dont_block") != "" }})
 		c.do(t.Context(), "GET", "/events", "queue_id", q, "last_event_id", "0", "dont_block", "true")
 		s.Fault(Fault{On: Events, Status: 502, Answered: true, Times: 1})
 		want(t, "lost", c.peek(q, 0).status, 502)
@@ -352,7 +370,8 @@ func TestAnsweredFaults(t *testing.T) {
 		defer cancel()
 		s.Fault(Fault{On: Events, Hang: true, Times: 1})
 		start := time.Now()
-		if a := c.do(ctx, "GET", "/events", "queue_id", q, "last_event_id", "0"); a.err == nil || time.Since(start) != 90*time.Second {
+		if a := c.do(ctx, "GET", "/events", "queue_id", q, "last_event_id", "0"); a.err == nil ||
+			time.Since(start) != 90*time.Second {
 			t.Errorf("hang: %v after %v", a.err, time.Since(start))
 		}
 	})
@@ -371,8 +390,8 @@ func (f *fails) Errorf(format string, args ...any) {
 	f.told = append(f.told, fmt.Sprintf(format, args...))
 }
 
-// The server complains of an acknowledgement of what is not stored, of ids that it never gave out, of ids that are pruned, and of
-// impatience; a good client hears nothing.
+// The server complains of an acknowledgement of what is not stored, of ids that it never
+// gave out, of ids that are pruned, and of impatience; a good client hears nothing.
 func TestComplain(t *testing.T) {
 	s := &Server{}
 	world(t, s, func(t *testing.T, c *client) {
@@ -454,7 +473,8 @@ func TestLedger(t *testing.T) {
 		synctest.Wait()
 		r := s.Requests()
 		want(t, "requests", len(r), 3)
-		want(t, "register", fmt.Sprint(r[0].Kind, r[0].Status, r[0].Took, r[0].Params["fetch_event_types"]), "register200 60ms[]")
+		want(t, "register", fmt.Sprint(r[0].Kind, r[0].Status, r[0].Took, r[0].Params["fetch_event_types"]),
+			"register200 60ms[]")
 		want(t, "poll", fmt.Sprint(r[1].Kind, r[1].Status, r[1].Waited, r[1].Events, r[1].UserAgent, r[1].Account),
 			"events200 true 1SimTest/1.0bridge-bot@example.com")
 		want(t, "nonsense", fmt.Sprint(r[2].Kind, r[2].Status), "other404")
@@ -464,13 +484,15 @@ func TestLedger(t *testing.T) {
 	})
 }
 
-// The same seed lets the same people say the same things; everything of a lively day comes up.
+// The same seed lets the same people say the same things; everything of a lively day
+// comes up.
 func TestChatter(t *testing.T) {
 	day := func(seed uint64) (said []string, kinds map[string]int) {
 		s := &Server{}
 		kinds = make(map[string]int)
 		world(t, s, func(t *testing.T, c *client) {
-			q := c.register("client_capabilities", `{"notification_settings_null":true,"bulk_message_deletion":true,"stream_typing_notifications":true}`)
+			q := c.register("client_capabilities",
+				`{"notification_settings_null":true,"bulk_message_deletion":true,"stream_typing_notifications":true}`)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
 			var talk sync.WaitGroup
@@ -498,7 +520,8 @@ func TestChatter(t *testing.T) {
 	if strings.Join(said, "\n") == strings.Join(other, "\n") {
 		t.Error("another seed, the same day")
 	}
-	for _, kind := range []string{"message", "update_message", "delete_message", "reaction/add", "typing/start", "typing/stop", "user_status"} {
+	for _, kind := range []string{"message", "update_message", "delete_message", "reaction/add", "typing/start",
+		"typing/stop", "user_status"} {
 		if kinds[kind] == 0 {
 			t.Errorf("no %s in ten minutes: %v", kind, kinds)
 		}
@@ -516,7 +539,8 @@ func TestStart(t *testing.T) {
 	base := s.Start(t)
 	c := &client{t: t, http: &http.Client{}, base: base, account: s.Account("bridge-bot@example.com")}
 	a := c.post("/register", "fetch_event_types", `["realm","message"]`)
-	if !strings.Contains(a.raw, `"realm_url":"`+base+`"`) || !strings.Contains(a.raw, `"event_queue_longpoll_timeout_seconds":90`) {
+	if !strings.Contains(a.raw, `"realm_url":"`+base+`"`) ||
+		!strings.Contains(a.raw, `"event_queue_longpoll_timeout_seconds":90`) {
 		t.Errorf("register: %s", a.raw)
 	}
 	req, _ := http.NewRequest("GET", base+"/api/v1/server_settings", nil)
@@ -555,8 +579,8 @@ func TestClose(t *testing.T) {
 	want(t, "waiting", s.Queues()[0].Waiting, false)
 }
 
-// An answer of any size is made while it is written: 300 MB pass without staying. Each half of the events is acknowledged by
-// itself.
+// An answer of any size is made while it is written: 300 MB pass without staying. Each
+// half of the events is acknowledged by itself.
 func TestFillAnswer(t *testing.T) {
 	const n = 500_000
 	text := strings.Repeat("x", 560)
@@ -592,7 +616,8 @@ func TestFillAnswer(t *testing.T) {
 	want(t, "valid JSON", json.Valid([]byte(a.raw)), true)
 }
 
-// drain reads an answer without keeping it and returns its size and the largest heap seen meanwhile.
+// drain reads an answer without keeping it and returns its size and the largest heap seen
+// meanwhile.
 func drain(t testing.TB, c *client, q string, last int64, m *runtime.MemStats) (size int64, peak uint64) {
 	req, _ := http.NewRequest("GET", fmt.Sprintf("%s/api/v1/events?queue_id=%s&last_event_id=%d", c.base, q, last), nil)
 	req.SetBasicAuth(c.account.Email, c.account.Key)
@@ -635,7 +660,8 @@ func BenchmarkDrain(b *testing.B) {
 				b.StopTimer()
 				if generated {
 					s.FillAnswer(q.id, n, func(dst []byte, id int64) []byte {
-						return append(strconv.AppendInt(append(append(append(dst, `{"type":"message","text":"`...), text...), `","id":`...), id, 10), '}')
+						return append(strconv.AppendInt(append(append(append(dst, `{"type":"message","text":"`...),
+							text...), `","id":`...), id, 10), '}')
 					})
 				} else {
 					for range n {
@@ -650,4 +676,31 @@ func BenchmarkDrain(b *testing.B) {
 			b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 		})
 	}
+}
+
+// TestClockOfItsOwn: a server whose clock is wrong dates messages and answers by it, and
+// keeps queues for as long as always.
+func TestClockOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ahead := time.Hour
+		s := &Server{Clock: func() time.Time { return time.Now().Add(ahead) }}
+		defer s.Close()
+		began := time.Now()
+		_, commit := s.SendDelayed(Message{Channel: "general", Topic: "t", Content: "late"})
+		time.Sleep(time.Minute)
+		commit()
+		m := s.Messages()[0]
+		if !m.Time.Equal(began.Add(ahead)) || !m.Committed.Equal(began.Add(time.Minute)) {
+			t.Errorf("sent at %v and there at %v; want %v, and %v", m.Time, m.Committed, began.Add(ahead),
+				began.Add(time.Minute))
+		}
+		resp, err := s.Client().Get("http://zulip.test/api/v1/server_settings")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if date, want := resp.Header.Get("Date"), time.Now().Add(ahead).UTC().Format(http.TimeFormat); date != want {
+			t.Errorf("Date is %q, want %q", date, want)
+		}
+	})
 }

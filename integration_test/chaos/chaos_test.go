@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -14,17 +13,21 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
 
-// TestChaos kills, stops and pauses programs and nats-servers at random while events come, one by one and in bursts. Three organizations
-// live on a single nats-server and three on a cluster: one with one program, one with two that share a lease, one with two that know
-// nothing of each other. In the end everything heals, and each stream is compared with what Zulip had put in the queue.
+// TestChaos kills, stops and pauses programs and nats-servers at random while events
+// come, one by one and in bursts. Three organizations live on a single nats-server and
+// three on a cluster: one with one program, one with two that share a lease, one with two
+// that know nothing of each other. In the end everything heals, and each stream is
+// compared with what Zulip had put in the queue.
 //
-// Of the cluster's servers one at a time is killed, as in a world in which what was acknowledged survives; two at a time are paused,
-// which is what no quorum is. No store is ever deleted.
+// Of the cluster's servers one at a time is killed, as in a world in which what was
+// acknowledged survives; two at a time are paused, which is what no quorum is. No store
+// is ever deleted.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	seed := harness.Seed(t)
@@ -45,7 +48,8 @@ func TestChaos(t *testing.T) {
 	slices.Sort(rows)
 	var table bytes.Buffer
 	tw := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "scenario\tkill -9\tTERM\tSTOP\telections\tevents\tlost\ttwice\tout of order\tacked early\tback after kill -9, p50/max\tafter TERM")
+	fmt.Fprintln(tw, "scenario\tkill -9\tTERM\tSTOP\telections\tevents\tlost\ttwice\tout of order\tacked early\tback "+
+		"after kill -9, p50/max\tafter TERM")
 	for _, row := range rows {
 		fmt.Fprintln(tw, row)
 	}
@@ -116,7 +120,8 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 		lease    bool
 	}{{"one program", 1, false}, {"two with a lease", 2, true}, {"two without", 2, false}} {
 		w := newWorld(t, fmt.Sprintf("r%d-%d", replicas, i+1), url, url, func(z *zulipsim.Server) {
-			// The last request of a program that was killed or paused may be late, and two without a lease do it by turns.
+			// The last request of a program that was killed or paused may be late, and
+			// two without a lease do it by turns.
 			z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned}
 			z.Seed = rng.Uint64()
 		})
@@ -136,7 +141,7 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 		})
 	}
 	for _, c := range all {
-		c.polled() // from here on there is a queue that must not get lost
+		c.agreed() // from here on there is a queue that must not get lost
 		stops = append(stops, c.chat(rng.Uint64(), 700))
 	}
 	s.healthy()
@@ -181,12 +186,36 @@ func chaos(t *testing.T, replicas int, rng *rand.Rand) (rows []string) {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}
-		v := c.check(time.Time{}).clean(t).oneQueue(c.world)
+		v := c.check(time.Time{}).clean(t).oneQueue(c.world, c.killed)
 		took := takeovers(v.all, c.hits, s.troubled)
-		rows = append(rows, fmt.Sprintf("%s\t%d\t%d\t%d\t\t%d\t%d\t%d\t%d\t%d\t%s\t%s", c.name, c.killed, c.stopped, c.paused, v.events,
+		rows = append(rows, fmt.Sprintf("%s\t%d\t%d\t%d\t\t%d\t%d\t%d\t%d\t%d\t%s\t%s", c.name, c.killed, c.stopped,
+			c.paused, v.events,
 			v.lost, v.twice, v.disorder, v.early, quantiles(took["kill -9"]), quantiles(took["TERM"])))
 	}
-	return append(rows, fmt.Sprintf("R%d: its nats-servers\t%d\t%d\t%d\t%d\t\t\t\t\t\t\t", replicas, s.killed, s.stopped, s.paused, s.elections))
+	return append(rows, fmt.Sprintf("R%d: its nats-servers\t%d\t%d\t%d\t%d\t\t\t\t\t\t\t", replicas, s.killed,
+		s.stopped, s.paused, s.elections))
+}
+
+// agreed waits until all programs are in their places and one queue is left. Of two that
+// start at the same time without a lease, each makes a queue: who is killed before it has
+// deleted the one that lost leaves it behind.
+func (c *scenario) agreed() {
+	c.t.Helper()
+	for _, slot := range c.slots {
+		harness.Eventually(c.t, "a program that follows the queue or stands by", func() bool {
+			return slot.Says("events go to this stream") || slot.Says("standing by")
+		})
+	}
+	harness.Eventually(c.t, "one queue", func() bool {
+		n := 0
+		for _, q := range c.queues() {
+			if q.Dead == "" {
+				n++
+			}
+		}
+		return n == 1
+	})
+	c.polled()
 }
 
 // start starts a program in a slot.
@@ -259,16 +288,18 @@ func (c *scenario) act() error {
 	return c.start(s)
 }
 
-// takeovers says, for each way to end a program, how long it took until another one stored something, where it was the one that worked. Those
-// in which something else happened meanwhile are left out.
+// takeovers says, for each way to end a program, how long it took until another one
+// stored something, where it was the one that worked. Those in which something else
+// happened meanwhile are left out.
 func takeovers(all []harness.Stored, hits []hit, troubled []interval) map[string][]time.Duration {
 	took := map[string][]time.Duration{}
 	for i, h := range hits {
-		next, _ := slices.BinarySearchFunc(all, h.at, func(m harness.Stored, at time.Time) int { return m.Time.Compare(at) })
-		if next == 0 || !h.p.Wrote(all[next-1].Get("Bridge-Writer")) {
+		next, _ := slices.BinarySearchFunc(all, h.at,
+			func(m harness.Stored, at time.Time) int { return m.Time.Compare(at) })
+		if next == 0 || !h.p.Wrote(all[next-1].Get(events.HeaderWriter)) {
 			continue // it was not the one that worked
 		}
-		for next < len(all) && h.p.Wrote(all[next].Get("Bridge-Writer")) {
+		for next < len(all) && h.p.Wrote(all[next].Get(events.HeaderWriter)) {
 			next++ // written before the signal came
 		}
 		if next == len(all) {
@@ -292,7 +323,8 @@ func quantiles(d []time.Duration) string {
 		return "-"
 	}
 	slices.Sort(d)
-	return fmt.Sprintf("%v/%v (%d)", d[len(d)/2].Round(10*time.Millisecond), d[len(d)-1].Round(10*time.Millisecond), len(d))
+	return fmt.Sprintf("%v/%v (%d)", d[len(d)/2].Round(10*time.Millisecond),
+		d[len(d)-1].Round(10*time.Millisecond), len(d))
 }
 
 // act does one thing to the nats-servers, and waits until they are well again.
@@ -344,7 +376,8 @@ func (s *servers) act() {
 	s.troubled = append(s.troubled, interval{began, time.Now()})
 }
 
-// stepDown makes the leader of an organization's stream give way, as an operator or a rolling upgrade does.
+// stepDown makes the leader of an organization's stream give way, as an operator or a
+// rolling upgrade does.
 func (s *servers) stepDown(w *world) {
 	_, _ = w.nc.Request("$JS.API.STREAM.LEADER.STEPDOWN."+w.stream, nil, 2*time.Second) // whether there was a change shows by itself
 	s.observe()
@@ -423,8 +456,7 @@ func (s *servers) healthy() {
 // keepLogs keeps the logs of the servers where logs are kept.
 func (s *servers) keepLogs() {
 	for _, p := range s.all {
-		if text, err := os.ReadFile(p.LogFile()); err == nil {
-			harness.Keep(s.t, fmt.Sprintf("%s-%s-nats-server.log", strings.ReplaceAll(s.t.Name(), "/", "_"), p.Name), text)
-		}
+		harness.Keep(s.t, fmt.Sprintf("%s-%s-nats-server.log", strings.ReplaceAll(s.t.Name(), "/", "_"), p.Name),
+			p.LogFile())
 	}
 }

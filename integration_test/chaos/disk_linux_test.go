@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNATSDiskFull makes every write of the nats-server behind the first 200 kB of a file fail, by the limit that Linux has for it. To
-// the server that is a disk that takes no more; it stays in trouble until it is started again, and so do we.
+// TestNATSDiskFull makes every write of the nats-server behind the first 200 kB of a file
+// fail, by the limit that Linux has for it. To the server that is a disk that takes no
+// more; it stays in trouble until it is started again, and so do we.
 func TestNATSDiskFull(t *testing.T) {
 	t.Parallel()
 	n := startConfigured(t, "")
@@ -35,5 +36,5 @@ func TestNATSDiskFull(t *testing.T) {
 	n.Start()
 	p.Expect("JetStream serves us again")
 	w.settle()
-	t.Log(w.check(time.Time{}).clean(t).oneQueue(w).everyMessage(w))
+	t.Log(w.check(time.Time{}).clean(t).oneQueue(w, 0).everyMessage(w))
 }

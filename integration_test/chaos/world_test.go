@@ -18,17 +18,20 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/integration_test/harness"
+	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
 
-var kills = flag.Int("kills", harness.Fewer(64, 24), "how often TestChaos kills, stops or pauses a process, in all scenarios together")
+var kills = flag.Int("kills", harness.Fewer(64, 24),
+	"how often TestChaos kills, stops or pauses a process, in all scenarios together")
 
 func TestMain(m *testing.M) {
 	signal.Ignore(syscall.SIGXFSZ) // a write beyond a limit is an error then, and not the end of a server that is this test binary
-	harness.Main(m, 10)
+	harness.Main(m, harness.Fewer(10, 5))
 }
 
-// world is one organization: a Zulip, a realm's place on NATS, and what the test knows of both.
+// world is one organization: a Zulip, a realm's place on NATS, and what the test knows of
+// both.
 type world struct {
 	t      testing.TB
 	zulip  *zulipsim.Server
@@ -48,12 +51,14 @@ type world struct {
 
 const botEmail = "bridge-bot@example.com"
 
-// newWorld makes a world. The program connects to natsURL, the test itself to view, which is the same unless something stands between;
-// it may be down still. What Zulip complains about fails the test, but for what configure tolerates.
+// newWorld makes a world. The program connects to natsURL, the test itself to view, which
+// is the same unless something stands between; it may be down still. What Zulip complains
+// about fails the test, but for what configure tolerates.
 func newWorld(t testing.TB, realm, natsURL, view string, configure ...func(*zulipsim.Server)) *world {
 	t.Helper()
 	w := &world{t: t, realm: realm, stream: "ZULIP_" + realm, nats: natsURL, acked: map[harness.EventKey]time.Time{}}
-	// Programs are started so often that the limits which Zulip ships with would be all that the test waits for.
+	// Programs are started so often that the limits which Zulip ships with would be all
+	// that the test waits for.
 	w.zulip = &zulipsim.Server{EventsRules: []zulipsim.RateRule{}, APIRules: []zulipsim.RateRule{}, OnAck: w.onAck}
 	for _, f := range configure {
 		f(w.zulip)
@@ -63,13 +68,13 @@ func newWorld(t testing.TB, realm, natsURL, view string, configure ...func(*zuli
 	site := w.zulip.Start(t)
 	w.rc = filepath.Join(t.TempDir(), "zuliprc")
 	harness.WriteZuliprc(t, w.rc, bot.Email, bot.Key, site)
-	nc, err := nats.Connect(view, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+	nc, err := nats.Connect(view, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(50*time.Millisecond),
 		nats.PingInterval(2*time.Second))
 	harness.Must(t, err)
 	t.Cleanup(nc.Close)
 	w.nc = nc
-	w.js, err = jetstream.New(nc)
-	harness.Must(t, err)
+	w.js = natstest.JetStream(t, nc)
 	return w
 }
 
@@ -89,7 +94,8 @@ func (w *world) run(j *harness.Journal, more ...string) (*harness.Process, error
 	return harness.Start(j, append(args, more...)...)
 }
 
-// follow starts the program for a test that runs one of it, and kills it when the test ends.
+// follow starts the program for a test that runs one of it, and kills it when the test
+// ends.
 func (w *world) follow(more ...string) *harness.Process {
 	w.t.Helper()
 	p, err := w.run(harness.NewJournal(w.t, w.realm), more...)
@@ -104,30 +110,18 @@ func (w *world) queues() []zulipsim.QueueInfo { return w.zulip.Queues() }
 // polled waits until a poll waits, and returns its queue.
 func (w *world) polled() zulipsim.QueueInfo {
 	w.t.Helper()
-	var found zulipsim.QueueInfo
-	harness.Eventually(w.t, "a poll of "+w.realm+" that waits", func() bool {
-		for _, q := range w.queues() {
-			if q.Dead == "" && q.Waiting {
-				found = q
-				return true
-			}
-		}
-		return false
-	})
-	return found
+	return harness.EventuallyQueue(w.t, "a poll of "+w.realm+" that waits", w.queues,
+		func(q zulipsim.QueueInfo) bool { return q.Waiting })
 }
 
-// settle waits until nothing is pending and a poll waits: all that happened is acknowledged then, and has to be stored.
+// settle waits until nothing is pending and a poll waits: all that happened is
+// acknowledged then, and has to be stored.
 func (w *world) settle() {
 	w.t.Helper()
-	harness.Eventually(w.t, "an empty queue of "+w.realm+" with a poll that waits", func() bool {
-		for _, q := range w.queues() {
-			if q.Dead == "" && q.Waiting && q.Pending == 0 {
-				return true
-			}
-		}
-		return false
-	})
+	harness.EventuallyQueue(w.t, "an empty queue of "+w.realm+" with a poll that waits", w.queues,
+		func(q zulipsim.QueueInfo) bool {
+			return q.Waiting && q.Pending == 0
+		})
 }
 
 // talk lets n things happen at Zulip: messages, and what people do with them.
@@ -144,7 +138,8 @@ func (w *world) talk(rng *rand.Rand, n int) {
 		w.talking.Unlock()
 		switch dice := rng.IntN(100); {
 		case dice < 25 || old == 0:
-			id := w.zulip.SendMessage(zulipsim.Message{Channel: channels[rng.IntN(len(channels))], Topic: "t", Sender: by,
+			id := w.zulip.SendMessage(zulipsim.Message{Channel: channels[rng.IntN(len(channels))],
+				Topic: "t", Sender: by,
 				Content: fmt.Sprintf("**%d** \"quoted\" \\ \U0001f41b `%x`", rng.Uint32(), rng.Uint64())})
 			w.talking.Lock()
 			w.sent = append(w.sent, id)
@@ -155,7 +150,8 @@ func (w *world) talk(rng *rand.Rand, n int) {
 			text := fmt.Sprintf("edited %d", rng.Uint32())
 			w.zulip.EditMessage(old, zulipsim.Edit{Content: &text})
 		default:
-			w.zulip.Emit(map[string]any{"type": "user_status", "user_id": rng.IntN(100), "status_text": strings.Repeat("büsy ", rng.IntN(40))})
+			w.zulip.Emit(map[string]any{"type": "user_status", "user_id": rng.IntN(100),
+				"status_text": strings.Repeat("büsy ", rng.IntN(40))})
 		}
 	}
 }
@@ -174,7 +170,8 @@ func (w *world) random(rng *rand.Rand, size int) {
 	w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 7, "status_text": hex.EncodeToString(b)})
 }
 
-// chat is talk without end, one by one and in bursts, until stop is called. size is how many happenings a burst has at most.
+// chat is talk without end, one by one and in bursts, until stop is called. size is how
+// many happenings a burst has at most.
 func (w *world) chat(seed uint64, burst int) (stop func()) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -212,7 +209,8 @@ func (w *world) makeStream(replicas int) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_, err := w.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: w.stream, Subjects: []string{"zulip." + w.realm + ".>"}, Replicas: replicas, Compression: jetstream.S2Compression,
+			Name: w.stream, Subjects: []string{"zulip." + w.realm + ".>"}, Replicas: replicas,
+			Compression: jetstream.S2Compression,
 			AllowDirect: true, AllowMsgTTL: true, AllowAtomicPublish: true, AllowBatchPublish: true,
 		})
 		return err == nil

@@ -1,11 +1,13 @@
 //go:build unix
 
-// Package harness is what the tests of the whole product stand on: the program, built once and started as a user does; the journal of
-// what it writes, in which a secret, a panic or a data race fails the test that ran it; and the stream, read back as a consumer reads it.
-// What is done to the program, and what is compared in the end, is each suite's own.
+// Package harness is what the tests of the whole product stand on: the program, built
+// once and started as a user does; the journal of what it writes, in which a secret, a
+// panic or a data race fails the test that ran it; and the stream, read back as a
+// consumer reads it. What is done to the program, and what is compared in the end, is
+// each suite's own.
 //
-// A suite's TestMain is one line, [Main]. Nothing here depends on how fast the machine is: what has to come is waited for, with a limit
-// that a busy machine does not reach.
+// A suite's TestMain is one line, [Main]. Nothing here depends on how fast the machine
+// is: what has to come is waited for, with a limit that a busy machine does not reach.
 package harness
 
 import (
@@ -16,11 +18,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"zulip-nats/stream/natstest"
+	"zulip-nats/zulipsim"
 )
 
 var (
@@ -28,17 +32,17 @@ var (
 	logs = flag.String("logs", "", "a `folder` in which the logs of all programs and servers are kept")
 )
 
-// Patience is how long something may take that has to happen. Nothing is tested by it: it only ends a test that will not end.
+// Patience is how long something may take that has to happen. Nothing is tested by it: it
+// only ends a test that will not end.
 const Patience = 2 * time.Minute
 
 // program is the path of the program under test.
 var program string
 
-// Main runs the tests of a package, so many of them at a time: they wait more than they compute, so that may be more than there are
-// processors. It does not return.
+// Main runs the tests of a package, so many of them at a time (see [natstest.Parallel]).
+// It does not return.
 func Main(m *testing.M, parallel int) {
 	natstest.Main() // does not return in a test binary that was started to be a nats-server
-	flag.Parse()
 	os.Exit(run(m, parallel))
 }
 
@@ -59,11 +63,7 @@ func run(m *testing.M, parallel int) int {
 		fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(build.Args[1:], " "), err, out)
 		return 1
 	}
-	chosen := false
-	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
-	if !chosen {
-		flag.Set("test.parallel", fmt.Sprint(parallel))
-	}
+	natstest.Parallel(parallel)
 	return m.Run()
 }
 
@@ -75,7 +75,8 @@ func Fewer(n, underRace int) int {
 	return n
 }
 
-// Seed is where the chance of a test comes from: what -seed says, or something new, which is printed.
+// Seed is where the chance of a test comes from: what -seed says, or something new, which
+// is printed.
 func Seed(t testing.TB) uint64 {
 	s := *seed
 	if s == 0 {
@@ -99,12 +100,28 @@ func Within(limit time.Duration, is func() bool) bool {
 	return true
 }
 
-// Eventually is Within for what has to come: the test ends here if it does not. Only for the test's own goroutine.
+// Eventually is Within for what has to come: the test ends here if it does not. Only for
+// the test's own goroutine.
 func Eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	if !Within(Patience, is) {
 		t.Fatalf("waited %v for: %s", Patience, what)
 	}
+}
+
+// EventuallyQueue waits until one of the living queues is as wanted, and gives it.
+func EventuallyQueue(t testing.TB, what string, queues func() []zulipsim.QueueInfo,
+	is func(zulipsim.QueueInfo) bool) (found zulipsim.QueueInfo) {
+	t.Helper()
+	Eventually(t, what, func() bool {
+		all := queues()
+		i := slices.IndexFunc(all, func(q zulipsim.QueueInfo) bool { return q.Dead == "" && is(q) })
+		if i >= 0 {
+			found = all[i]
+		}
+		return i >= 0
+	})
+	return found
 }
 
 // Must ends the test on an error.
@@ -121,7 +138,8 @@ func WriteFile(t testing.TB, path, text string) {
 	Must(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
-// WriteZuliprc writes the zuliprc that Zulip serves for an account, whose key may show in no log from then on.
+// WriteZuliprc writes the zuliprc that Zulip serves for an account, whose key may show in
+// no log from then on.
 func WriteZuliprc(t testing.TB, path, email, key, site string) {
 	t.Helper()
 	KeepSecret(key)
@@ -129,10 +147,13 @@ func WriteZuliprc(t testing.TB, path, email, key, site string) {
 	WriteFile(t, path, fmt.Sprintf("[api]\nemail=%s\nkey=%s\nsite=%s\n", email, key, site))
 }
 
-// Keep keeps a file with the logs, if they are kept (-logs).
-func Keep(t testing.TB, name string, data []byte) {
+// Keep copies a file that may be there to the logs, if they are kept (-logs).
+func Keep(t testing.TB, name, path string) {
 	t.Helper()
-	if *logs != "" {
+	if *logs == "" {
+		return
+	}
+	if data, err := os.ReadFile(path); err == nil {
 		Must(t, os.MkdirAll(*logs, 0o700))
 		Must(t, os.WriteFile(filepath.Join(*logs, name), data, 0o600))
 	}

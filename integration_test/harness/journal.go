@@ -27,8 +27,9 @@ func KeepSecret(s string) {
 	}
 }
 
-// Journal is what programs have written, line by line; one may belong to several starts. It is the one place where every log comes
-// through: a line with a secret, a panic or a data race fails the test.
+// Journal is what programs have written, line by line; one may belong to several starts.
+// It is the one place where every log comes through: a line with a secret, a panic or a
+// data race fails the test.
 type Journal struct {
 	t    testing.TB
 	file *os.File // nil unless logs are kept
@@ -52,7 +53,8 @@ func NewJournal(t testing.TB, name string) *Journal {
 	t.Cleanup(func() {
 		if t.Failed() {
 			all := j.Lines()
-			t.Logf("the log of %s, %d lines, the last of them:\n%s", name, len(all), strings.Join(all[max(0, len(all)-50):], "\n"))
+			t.Logf("the log of %s, %d lines, the last of them:\n%s", name, len(all),
+				strings.Join(all[max(0, len(all)-50):], "\n"))
 		}
 	})
 	return j
@@ -108,7 +110,8 @@ func (j *Journal) Lines(words ...string) (found []string) {
 // Says is whether one line has all of these words.
 func (j *Journal) Says(words ...string) bool { return len(j.Lines(words...)) > 0 }
 
-// Expect waits for a line with all of these words, puts it in the test's own log, since it is what an operator reads, and returns it.
+// Expect waits for a line with all of these words, puts it in the test's own log, since
+// it is what an operator reads, and returns it.
 func (j *Journal) Expect(words ...string) string {
 	j.t.Helper()
 	return j.ExpectAgain(0, words...)
@@ -117,7 +120,8 @@ func (j *Journal) Expect(words ...string) string {
 // ExpectAgain is Expect for one line more than there were.
 func (j *Journal) ExpectAgain(before int, words ...string) string {
 	j.t.Helper()
-	Eventually(j.t, fmt.Sprintf("line %d of the log with %q", before+1, words), func() bool { return len(j.Lines(words...)) > before })
+	Eventually(j.t, fmt.Sprintf("line %d of the log with %q", before+1, words),
+		func() bool { return len(j.Lines(words...)) > before })
 	line := j.Lines(words...)[before]
 	j.t.Log(line)
 	return line

@@ -9,9 +9,12 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"zulip-nats/stream/natstest"
 )
 
-// Process is the program at work. What it writes is in its journal, after what programs before it wrote there.
+// Process is the program at work. What it writes is in its journal, after what programs
+// before it wrote there.
 type Process struct {
 	*Journal
 	cmd    *exec.Cmd
@@ -19,8 +22,14 @@ type Process struct {
 	ended  chan struct{}
 }
 
-// Start starts the program with these arguments and an environment in which nothing of ours is set. It runs until it is told to end.
+// Start starts the program with these arguments and an environment in which nothing of
+// ours is set. It runs until it is told to end.
 func Start(j *Journal, args ...string) (*Process, error) {
+	return StartAs(j, func(*exec.Cmd) {}, args...)
+}
+
+// StartAs is Start of a command that may be changed before.
+func StartAs(j *Journal, change func(*exec.Cmd), args ...string) (*Process, error) {
 	p := &Process{Journal: j, cmd: exec.Command(program, args...), before: j.size(), ended: make(chan struct{})}
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "ZULIP_") && !strings.HasPrefix(v, "NATS_") && !strings.HasPrefix(v, "XDG_") {
@@ -30,6 +39,7 @@ func Start(j *Journal, args ...string) (*Process, error) {
 	p.cmd.Env = append(p.cmd.Env, "HOME=/nonexistent") // where no zuliprc is
 	p.cmd.Stdout, p.cmd.Stderr = j, j
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C in a terminal is for the test
+	change(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -43,7 +53,8 @@ func Start(j *Journal, args ...string) (*Process, error) {
 // PID is part of the writer's name in the stream.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Wrote says whether a message's Bridge-Writer is this process: <host>-<pid>-<some letters>.
+// Wrote says whether a message's Bridge-Writer is this process: <host>-<pid>-<some
+// letters>.
 func (p *Process) Wrote(writer string) bool {
 	return strings.Contains(writer, fmt.Sprintf("-%d-", p.PID()))
 }
@@ -68,13 +79,14 @@ func (p *Process) Kill() {
 func (p *Process) Signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // Pause is SIGSTOP: no instruction is carried out until Resume.
-func (p *Process) Pause() { p.Signal(syscall.SIGSTOP) }
+func (p *Process) Pause() { natstest.Suspend(p.cmd.Process) }
 
 // Resume is SIGCONT.
 func (p *Process) Resume() { p.Signal(syscall.SIGCONT) }
 
-// Stop is SIGTERM, and says how long the end took, and an error if it was not a clean one. Before its first line the program may not have
-// got to handling signals yet; then it just ends.
+// Stop is SIGTERM, and says how long the end took, and an error if it was not a clean
+// one. Before its first line the program may not have got to handling signals yet; then
+// it just ends.
 func (p *Process) Stop() (took time.Duration, err error) {
 	silent := p.size() == p.before
 	began := time.Now()

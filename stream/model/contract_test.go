@@ -19,11 +19,14 @@ type client interface {
 	Last(ctx context.Context) (stream.Cursor, *stream.Stored, error)
 	At(ctx context.Context, seq uint64) (*stream.Stored, error)
 	LastOn(ctx context.Context, subject string) (*stream.Stored, error)
-	Scan(ctx context.Context, subject string, from stream.Start, until uint64, headersOnly bool, f func(*stream.Stored) error) error
+	Next(ctx context.Context, subject string, seq uint64) (*stream.Stored, error)
+	Scan(ctx context.Context, subject string, from stream.Start, until uint64, headersOnly bool,
+		f func(*stream.Stored) error) error
 	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
 	Info(ctx context.Context) (stream.Info, error)
 	Fits(m *stream.Message) bool
 	PutObject(ctx context.Context, name string, data []byte) error
+	Dedicated() bool
 }
 
 // bench is a stream with a second way in, for what others do to it.
@@ -33,21 +36,23 @@ type bench struct {
 	remove  func(n int)
 	purge   func()
 	destroy func()
+	edit    func(model.Settings)
 }
 
 const filter = "zulip.acme.>"
 
-// TestContract runs one list of expectations on the model and on a real server: what the bridge's simulation believes of JetStream is what
-// JetStream does.
+// TestContract runs one list of expectations on the model and on a real server: what the
+// bridge's simulation believes of JetStream is what JetStream does.
 func TestContract(t *testing.T) {
 	t.Run("model", func(t *testing.T) {
 		contract(t, func(t *testing.T) bench {
 			m := &model.Stream{Filter: filter}
 			return bench{client: m.Client(t.Context()), foreign: func(s string) { m.Publish(s, []byte("foreign")) },
-				remove: m.Remove, purge: m.Purge, destroy: m.Delete}
+				remove: m.Remove, purge: m.Purge, destroy: m.Delete,
+				edit: func(to model.Settings) { m.Edit(func(s *model.Settings) { *s = to }) }}
 		})
 	})
-	for _, path := range []stream.Path{stream.PathFast, stream.PathAtomic, stream.PathSync} {
+	for _, path := range []stream.Path{stream.PathAuto, stream.PathAtomic, stream.PathSync} {
 		t.Run("server, "+string(path), func(t *testing.T) {
 			srv := natstest.Start(t)
 			n := 0
@@ -55,9 +60,16 @@ func TestContract(t *testing.T) {
 				n++
 				name := fmt.Sprintf("S%d", n)
 				js := srv.JetStream()
-				natstest.CreateStream(t, js, jetstream.StreamConfig{Name: name, Subjects: []string{filter}, Storage: jetstream.FileStorage,
-					AllowAtomicPublish: true, AllowBatchPublish: true})
-				s, err := stream.Open(t.Context(), srv.Conn(), stream.Config{Realm: "acme", Filter: filter, Name: name, Path: path})
+				config := jetstream.StreamConfig{Name: name, Subjects: []string{filter}, Storage: jetstream.FileStorage,
+					AllowAtomicPublish: true, AllowBatchPublish: true}
+				natstest.CreateStream(t, js, config)
+				conn, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: srv.URL})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(conn.Close)
+				s, err := stream.Open(t.Context(), conn,
+					stream.Config{Realm: "acme", Filter: filter, Name: name, Path: path})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -73,7 +85,11 @@ func TestContract(t *testing.T) {
 				}
 				t.Cleanup(func() { s.Close(); _ = js.DeleteStream(context.Background(), name) })
 				return bench{client: s,
-					foreign: func(subject string) { _, err := js.Publish(t.Context(), subject, []byte("foreign")); must(err) },
+					foreign: func(subject string) {
+						_, err := js.Publish(t.Context(), subject,
+							[]byte("foreign"))
+						must(err)
+					},
 					remove: func(n int) {
 						for range n {
 							info, err := raw.Info(t.Context())
@@ -88,6 +104,20 @@ func TestContract(t *testing.T) {
 					},
 					purge:   func() { must(raw.Purge(t.Context())) },
 					destroy: func() { must(js.DeleteStream(t.Context(), name)) },
+					edit: func(to model.Settings) {
+						c := config
+						if to.Shared {
+							c.Subjects = []string{"zulip.>"}
+						}
+						if to.Interest {
+							c.Retention = jetstream.InterestPolicy
+						}
+						c.MaxMsgSize, c.MaxAge, c.MaxMsgs, c.MaxMsgsPerSubject = int32(to.MaxMsgSize), to.MaxAge,
+							int64(to.MaxMsgs), int64(to.MaxPerSubject)
+						c.MaxBytes = int64(to.MaxBytes)
+						_, err := js.UpdateStream(t.Context(), c)
+						must(err)
+					},
 				}
 			})
 		})
@@ -97,7 +127,8 @@ func TestContract(t *testing.T) {
 // some makes n messages, the first with that id.
 func some(first, n int) (msgs []stream.Message) {
 	for i := range n {
-		msgs = append(msgs, stream.Message{Subject: []string{"zulip.acme.message", "zulip.acme.reaction"}[i%2], Data: fmt.Appendf(nil, "body %d", first+i),
+		msgs = append(msgs, stream.Message{Subject: []string{"zulip.acme.message", "zulip.acme.reaction"}[i%2],
+			Data:    fmt.Appendf(nil, "body %d", first+i),
 			Headers: []stream.Header{{Key: "Zulip-Event-Id", Value: fmt.Sprint(first + i)}}})
 	}
 	return msgs
@@ -170,7 +201,8 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 		}
 		want(t, b, "body 0", "body 1", "body 2", "body 3", "body 4", "body 5")
 		read, m, err := b.Last(ctx)
-		if err != nil || read != (stream.Cursor{Seq: 6}) || m.Seq != 6 || string(m.Data) != "body 5" || m.Header["Zulip-Event-Id"][0] != "5" {
+		if err != nil || read != (stream.Cursor{Seq: 6}) || m.Seq != 6 || string(m.Data) != "body 5" ||
+			m.Header["Zulip-Event-Id"][0] != "5" {
 			t.Errorf("Last is %+v, %+v, %v", read, m, err)
 		}
 		if m, err := b.At(ctx, 3); err != nil || string(m.Data) != "body 2" {
@@ -208,11 +240,174 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 		if info, err := b.Info(ctx); err != nil || info.LastSeq != 3 {
 			t.Errorf("Info after a purge is %+v, %v; the sequence goes on", info, err)
 		}
-		// The stream's own sequence has not moved: an acknowledged cursor still fits, and so does one that was read.
+		// The stream's own sequence has not moved: an acknowledged cursor still fits, and
+		// so does one that was read.
 		write(t, b, cur, some(3, 1))
 		b.purge()
 		write(t, b, stream.Cursor{}, some(4, 2))
 		want(t, b, "body 4", "body 5")
+	})
+	t.Run("next on a subject", func(t *testing.T) {
+		b := open(t)
+		write(t, b, stream.Cursor{}, some(0, 6))
+		for _, test := range []struct {
+			subject   string
+			from, seq uint64
+		}{{"zulip.acme.message", 0, 1}, {"zulip.acme.message", 2, 3}, {"zulip.acme.message", 3, 3}, {filter, 4, 4},
+			{"zulip.acme.message", 6, 0},
+			{"zulip.acme.reaction", 7, 0}, {"zulip.acme.*", 6, 6}} {
+			m, err := b.Next(ctx, test.subject, test.from)
+			switch {
+			case err != nil, m == nil && test.seq != 0, m != nil && m.Seq != test.seq:
+				t.Errorf("Next(%s, %d) is %+v, %v; want sequence %d, 0 for none", test.subject, test.from, m,
+					err, test.seq)
+			}
+		}
+	})
+	t.Run("a stream that others use too", func(t *testing.T) {
+		b := open(t)
+		if !b.Dedicated() {
+			t.Error("a stream of our own is not taken for one")
+		}
+		b.edit(model.Settings{Shared: true})
+		if _, err := b.Info(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if b.Dedicated() {
+			t.Error("after Info, a stream that takes more is still taken for our own")
+		}
+		b.foreign("zulip.other.message")
+		if cur, m, err := b.Last(ctx); err != nil || m != nil || cur != (stream.Cursor{}) {
+			t.Errorf("Last, where only others wrote, is %+v, %v, %v", cur, m, err)
+		}
+		cur := write(t, b, stream.Cursor{}, some(0, 2))
+		b.foreign("zulip.other.message")
+		b.foreign("zulip.other.message")
+		// What others write under their own subjects is in nobody's way.
+		cur = write(t, b, cur, some(2, 2))
+		if cur.Seq != 7 {
+			t.Errorf("cursor %+v, want sequence 7", cur)
+		}
+		b.foreign("zulip.other.message")
+		read, m, err := b.Last(ctx)
+		if err != nil || m == nil || read != (stream.Cursor{Seq: 7}) {
+			t.Errorf("Last is %+v, %v, %v", read, m, err)
+		}
+		if m, err := b.At(ctx, 8); err != nil || m != nil {
+			t.Errorf("At of a message of others is %v, %v", m, err)
+		}
+		if info, err := b.Info(ctx); err != nil || info.LastSeq != 8 || info.Messages != 8 || info.FirstSeq != 1 {
+			t.Errorf("Info counts %+v, %v; want all that is there", info, err)
+		}
+		want(t, b, "body 0", "body 1", "body 2", "body 3")
+		// On our own subjects every write is seen.
+		b.foreign("zulip.acme.message")
+		for _, stale := range []stream.Cursor{cur, read, {}, {Seq: 8}, {Seq: 8, Acked: true}} {
+			for _, n := range []int{1, 3} {
+				_, err = b.Append(ctx, stale, some(4, n))
+				kind(t, err, stream.Refused)
+			}
+		}
+		write(t, b, stream.Cursor{Seq: 9}, some(4, 3))
+	})
+	t.Run("edited under way, and not yet known", func(t *testing.T) {
+		b := open(t)
+		cur := write(t, b, stream.Cursor{}, some(0, 2))
+		b.edit(model.Settings{Shared: true})
+		b.foreign("zulip.other.message")
+		if !b.Dedicated() {
+			t.Error("nobody asked for the settings, and they are known")
+		}
+		_, err := b.Append(ctx, cur, some(2, 1)) // it names the stream's sequence
+		kind(t, err, stream.Refused)
+		read, _, err := b.Last(ctx)
+		if err != nil || read != (stream.Cursor{Seq: 2}) {
+			t.Fatalf("Last is %+v, %v", read, err)
+		}
+		write(t, b, read, some(2, 1))
+	})
+	t.Run("limits", func(t *testing.T) {
+		b := open(t)
+		b.edit(model.Settings{MaxMsgs: 4})
+		cur := write(t, b, stream.Cursor{}, some(0, 6))
+		want(t, b, "body 2", "body 3", "body 4", "body 5")
+		info, err := b.Info(ctx)
+		if err != nil || info.FirstSeq != 3 || info.LastSeq != 6 || info.Messages != 4 || info.FirstTime.IsZero() {
+			t.Errorf("Info says %+v, %v", info, err)
+		}
+		b.edit(model.Settings{MaxPerSubject: 1, MaxAge: time.Hour})
+		if info, err = b.Info(ctx); err != nil || info.MaxAge != time.Hour || info.MaxPerSubject != 1 {
+			t.Errorf("Info says %+v, %v", info, err)
+		}
+		want(t, b, "body 4", "body 5")
+		cur = write(t, b, cur, some(6, 1))
+		want(t, b, "body 5", "body 6")
+		b.edit(model.Settings{MaxBytes: 2000})
+		big := some(7, 3)
+		for i := range big {
+			big[i].Data = make([]byte, 700)
+		}
+		write(t, b, cur, big)
+		if info, err = b.Info(ctx); err != nil || info.FirstSeq != 9 || info.LastSeq != 10 || info.Bytes > 2000 {
+			t.Errorf("Info says %+v, %v; want the two newest", info, err)
+		}
+	})
+	t.Run("all too old", func(t *testing.T) {
+		b := open(t)
+		write(t, b, stream.Cursor{}, some(0, 3))
+		b.edit(model.Settings{MaxAge: 100 * time.Millisecond})
+		for info, err := b.Info(ctx); info.Messages > 0 || err != nil; info, err = b.Info(ctx) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		info, err := b.Info(ctx)
+		if err != nil || info.LastSeq != 3 || info.FirstSeq != 4 || !info.FirstTime.IsZero() {
+			t.Errorf("Info says %+v, %v", info, err)
+		}
+		if cur, m, err := b.Last(ctx); err != nil || m != nil || cur != (stream.Cursor{}) {
+			t.Errorf("Last is %+v, %v, %v", cur, m, err)
+		}
+		b.edit(model.Settings{})
+		write(t, b, stream.Cursor{}, some(3, 2))
+	})
+	t.Run("a smaller max_msg_size", func(t *testing.T) {
+		b := open(t)
+		cur := write(t, b, stream.Cursor{}, some(0, 1))
+		b.edit(model.Settings{MaxMsgSize: 1000})
+		big := some(1, 1)
+		big[0].Data = make([]byte, 1100)
+		if !b.Fits(&big[0]) {
+			t.Error("nobody asked for the settings, and they are known")
+		}
+		_, err := b.Append(ctx, cur, big)
+		kind(t, err, stream.TooLarge)
+		if _, err := b.Info(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if b.Fits(&big[0]) || !b.Fits(&some(1, 1)[0]) {
+			t.Error("Fits does not know max_msg_size")
+		}
+		want(t, b, "body 0")
+	})
+	t.Run("retention edited to interest", func(t *testing.T) {
+		b := open(t)
+		cur := write(t, b, stream.Cursor{}, some(0, 1))
+		b.edit(model.Settings{Interest: true})
+		cur = write(t, b, cur, some(1, 2)) // acknowledged, and gone
+		for _, seq := range []uint64{2, 3} {
+			if m, err := b.At(ctx, seq); err != nil || m != nil {
+				t.Errorf("At(%d) is %v, %v", seq, m, err)
+			}
+		}
+		if cur != (stream.Cursor{Seq: 3, Acked: true}) {
+			t.Errorf("cursor %+v", cur)
+		}
+		_, err := b.Info(ctx)
+		if _, ok := errors.AsType[*stream.ConfigError](err); !ok {
+			t.Errorf("Info says %v, want a ConfigError", err)
+		}
 	})
 	t.Run("newest removed", func(t *testing.T) {
 		b := open(t)
@@ -245,10 +440,12 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 			t.Errorf("scan from 2 to 5 gives %v, %v", seqs, err)
 		}
 		enough := errors.New("enough")
-		if err := b.Scan(ctx, filter, stream.Start{Seq: 1}, 6, false, func(*stream.Stored) error { return enough }); !errors.Is(err, enough) {
+		if err := b.Scan(ctx, filter, stream.Start{Seq: 1}, 6, false,
+			func(*stream.Stored) error { return enough }); !errors.Is(err, enough) {
 			t.Errorf("a scan that is ended early returns %v", err)
 		}
-		err = b.Scan(ctx, filter, stream.Start{Time: time.Now().Add(-time.Hour)}, 6, false, func(m *stream.Stored) error { seqs = append(seqs, m.Seq); return nil })
+		err = b.Scan(ctx, filter, stream.Start{Time: time.Now().Add(-time.Hour)}, 6, false,
+			func(m *stream.Stored) error { seqs = append(seqs, m.Seq); return nil })
 		if err != nil || len(seqs) != 2+6 {
 			t.Errorf("scan by time gives %v, %v", seqs, err)
 		}

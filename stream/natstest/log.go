@@ -8,7 +8,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Log is a logger into the test's own log. What is logged after the test, by a connection that is just closed, say, is dropped.
+// Log is a logger into the test's own log. What is logged after the test, by a connection
+// that is just closed, say, is dropped.
 func Log(t testing.TB) zerolog.Logger {
 	w := &logWriter{t: t}
 	t.Cleanup(w.close)

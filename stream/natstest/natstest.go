@@ -1,6 +1,7 @@
-// Package natstest starts real nats-servers for tests: inside the test process, as processes of their own that can be killed, one or
-// a cluster of three. It needs no nats-server on the machine, since the server is a library; a process of its own is the test binary,
-// started again (see [Main]).
+// Package natstest starts real nats-servers for tests: inside the test process, as
+// processes of their own that can be killed, one or a cluster of three. It needs no
+// nats-server on the machine, since the server is a library; a process of its own is the
+// test binary, started again (see [Main]).
 package natstest
 
 import (
@@ -16,8 +17,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// patience is how long a server may take to do what it should do; a slow machine needs it.
-const patience = 60 * time.Second
+// patience is how long a server may take to do what it should do; a slow machine needs
+// it.
+const patience = 2 * time.Minute
+
+// unanswered is after what time to ask a cluster again: a server that sees no leader may
+// say nothing.
+const unanswered = 5 * time.Second
 
 // Server is a nats-server with JetStream inside the test process.
 type Server struct {
@@ -29,8 +35,8 @@ type Server struct {
 	srv  *server.Server
 }
 
-// Start starts a server on a free port of 127.0.0.1 with an empty store, and stops it when the test ends. configure may change
-// anything before.
+// Start starts a server on a free port of 127.0.0.1 with an empty store, and stops it
+// when the test ends. configure may change anything before.
 func Start(t testing.TB, configure ...func(*server.Options)) *Server {
 	t.Helper()
 	opts := &server.Options{
@@ -64,7 +70,8 @@ func (s *Server) Stop() {
 	s.srv.WaitForShutdown()
 }
 
-// Restart stops the server, if it runs, and starts it again on the same port and store, after configure has changed its options.
+// Restart stops the server, if it runs, and starts it again on the same port and store,
+// after configure has changed its options.
 func (s *Server) Restart(configure ...func(*server.Options)) {
 	s.t.Helper()
 	s.Stop()
@@ -89,12 +96,13 @@ func (s *Server) Conn(options ...nats.Option) *nats.Conn {
 // JetStream is a JetStream context of the test's own.
 func (s *Server) JetStream(options ...nats.Option) jetstream.JetStream {
 	s.t.Helper()
-	return jetStream(s.t, s.Conn(options...))
+	return JetStream(s.t, s.Conn(options...))
 }
 
 func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, options...)...)
+	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1),
+		nats.ReconnectWait(50 * time.Millisecond)}, options...)...)
 	if err != nil {
 		t.Fatalf("connecting to %s: %v", url, err)
 	}
@@ -102,9 +110,11 @@ func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
 	return nc
 }
 
-func jetStream(t testing.TB, nc *nats.Conn) jetstream.JetStream {
+// JetStream is a JetStream context of the test's own on any connection. It waits for an
+// answer for as long as a busy machine may need, where the caller gives no deadline.
+func JetStream(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(patience/4))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +157,7 @@ func (c Cluster) URL() string {
 // WaitForLeader waits until the cluster can answer requests about streams.
 func (c Cluster) WaitForLeader() {
 	c[0].t.Helper()
-	wait(c[0].t, "a leader of the cluster", func() bool {
+	Eventually(c[0].t, "a leader of the cluster", func() bool {
 		leader, current := false, 0
 		for _, s := range c {
 			leader = leader || s.srv.JetStreamIsLeader()
@@ -161,11 +171,12 @@ func (c Cluster) WaitForLeader() {
 
 const stepDown = "$JS.API.STREAM.LEADER.STEPDOWN." // API subject
 
-// StreamLeader returns the server that leads a stream of the global account, waiting until there is one.
+// StreamLeader returns the server that leads a stream of the global account, waiting
+// until there is one.
 func (c Cluster) StreamLeader(stream string) *Server {
 	c[0].t.Helper()
 	var leader *Server
-	wait(c[0].t, "a leader of stream "+stream, func() bool {
+	Eventually(c[0].t, "a leader of stream "+stream, func() bool {
 		for _, s := range c {
 			if s.srv.Running() && s.srv.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
 				leader = s
@@ -181,7 +192,7 @@ func (c Cluster) MoveLeader(stream string, to *Server) {
 	c[0].t.Helper()
 	nc := c[0].Conn()
 	request := fmt.Appendf(nil, `{"placement":{"preferred":%q}}`, to.srv.Name())
-	wait(c[0].t, "stream "+stream+" to be led by "+to.srv.Name(), func() bool {
+	Eventually(c[0].t, "stream "+stream+" to be led by "+to.srv.Name(), func() bool {
 		if c.StreamLeader(stream) == to {
 			return true
 		}
@@ -190,27 +201,32 @@ func (c Cluster) MoveLeader(stream string, to *Server) {
 	})
 }
 
-// StepDown makes the leader of a stream of the global account give up its place. It asks until it is answered: a server that is just
-// changing its leaders may say nothing.
+// StepDown makes the leader of a stream of the global account give up its place. It asks
+// until it is answered: a server that is just changing its leaders may say nothing.
 func (c Cluster) StepDown(stream string) {
 	c[0].t.Helper()
 	nc := c[0].Conn()
-	wait(c[0].t, "the leader of stream "+stream+" to step down", func() bool {
+	Eventually(c[0].t, "the leader of stream "+stream+" to step down", func() bool {
 		_, err := nc.Request(stepDown+stream, nil, time.Second)
 		return err == nil
 	})
 }
 
-// passing are the errors of a creation that pass: cluster incomplete, no suitable peers, no leader, cannot handle the request, no store.
+// passing are the errors of a creation that pass: cluster incomplete, no suitable peers,
+// no leader, cannot handle the request, no store.
 var passing = []jetstream.ErrorCode{10004, 10005, 10008, 10009, 10049}
 
-// CreateStream makes a stream, waiting for what passes by itself: a cluster just started whose servers do not see each other yet, and the
-// folder of a deleted stream, which while it goes away may keep the server from making another.
+// CreateStream makes a stream, waiting for what passes by itself: a cluster just started
+// whose servers do not see each other yet, and the folder of a deleted stream, which
+// while it goes away may keep the server from making another.
 func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) {
 	t.Helper()
-	wait(t, "stream "+config.Name+" to be created", func() bool {
-		_, err := js.CreateStream(context.Background(), config)
-		if e, ok := errors.AsType[*jetstream.APIError](err); ok && slices.Contains(passing, e.ErrorCode) {
+	Eventually(t, "stream "+config.Name+" to be created", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), unanswered)
+		defer cancel()
+		_, err := js.CreateStream(ctx, config)
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && slices.Contains(passing, e.ErrorCode) ||
+			errors.Is(err, context.DeadlineExceeded) {
 			return false
 		}
 		if err != nil {
@@ -220,8 +236,9 @@ func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamC
 	})
 }
 
-// wait waits for a condition.
-func wait(t testing.TB, what string, condition func() bool) {
+// Eventually waits for a condition, for as long as a busy machine may need. The test ends
+// here if it does not come about. Only for the test's own goroutine.
+func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -5,11 +5,12 @@ import (
 	"testing"
 )
 
-// FreePort is a TCP port of 127.0.0.1 that nobody is given who takes any free one, until the test ends. Without that, a client that
-// waits for a stopped server to come back could meet the server of another test on its port.
+// FreePort is a TCP port of 127.0.0.1 that nobody is given who takes any free one, until
+// the test ends. Without that, a client that waits for a stopped server to come back
+// could meet the server of another test on its port.
 //
-// The port is bound and not listened on: connections are refused, and a server that names the port may listen on it, since both sides
-// reuse addresses (SO_REUSEADDR, socket(7)).
+// The port is bound and not listened on: connections are refused, and a server that names
+// the port may listen on it, since both sides reuse addresses (SO_REUSEADDR, socket(7)).
 func FreePort(t testing.TB) int {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

@@ -4,12 +4,15 @@ package natstest
 
 import (
 	"bufio"
+	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,10 +23,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// configVariable names the configuration file for a test binary that is to be a nats-server.
+// configVariable names the configuration file for a test binary that is to be a
+// nats-server.
 const configVariable = "NATSTEST_SERVER_CONFIG"
 
-// Main makes a test binary able to be a nats-server: call it first thing in TestMain of a package that uses [StartProcess].
+// Main makes a test binary able to be a nats-server: call it first thing in TestMain of a
+// package that uses [StartProcess].
 func Main() {
 	path := os.Getenv(configVariable)
 	if path == "" {
@@ -48,6 +53,18 @@ func Main() {
 	os.Exit(1)
 }
 
+// Parallel lets so many tests of a package run at a time, unless -parallel says otherwise:
+// they wait more than they compute, so that may be more than there are processors. Call it
+// in TestMain.
+func Parallel(n int) {
+	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		flag.Set("test.parallel", strconv.Itoa(n))
+	}
+}
+
 // Process is a nats-server with JetStream in a process of its own.
 type Process struct {
 	// URL is the same after a restart.
@@ -62,8 +79,8 @@ type Process struct {
 	stdin  io.WriteCloser // open as long as the server may live
 }
 
-// StartProcess starts a server on a free port of 127.0.0.1 with an empty store, and kills it when the test ends. more is added to its
-// configuration file.
+// StartProcess starts a server on a free port of 127.0.0.1 with an empty store, and kills
+// it when the test ends. more is added to its configuration file.
 func StartProcess(t testing.TB, more string) *Process {
 	t.Helper()
 	p := newProcess(t, "n1", FreePort(t), more)
@@ -71,7 +88,8 @@ func StartProcess(t testing.TB, more string) *Process {
 	return p
 }
 
-// StartProcesses starts a cluster of n servers, each in a process of its own, and waits until it has a leader.
+// StartProcesses starts a cluster of n servers, each in a process of its own, and waits
+// until it has a leader.
 func StartProcesses(t testing.TB, n int, more string) []*Process {
 	t.Helper()
 	ports := freePorts(t, 2*n)
@@ -88,8 +106,10 @@ func StartProcesses(t testing.TB, n int, more string) []*Process {
 		all = append(all, p)
 	}
 	js := all[0].JetStream()
-	wait(t, "a leader of the cluster", func() bool {
-		_, err := js.AccountInfo(t.Context())
+	Eventually(t, "a leader of the cluster", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), unanswered)
+		defer cancel()
+		_, err := js.AccountInfo(ctx)
 		return err == nil
 	})
 	return all
@@ -100,7 +120,8 @@ func newProcess(t testing.TB, name string, port int, more string) *Process {
 	dir := t.TempDir()
 	p := &Process{URL: fmt.Sprintf("nats://127.0.0.1:%d", port), Name: name, t: t, dir: dir}
 	p.config = filepath.Join(dir, "nats-server.conf")
-	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\nserver_name: %s\njetstream { store_dir: %q }\nlog_file: %q\n%s\n", port, name,
+	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\nserver_name: %s\njetstream { store_dir: %q }\nlog_file: "+
+		"%q\n%s\n", port, name,
 		filepath.Join(dir, "store"), p.LogFile(), more)
 	if err := os.WriteFile(p.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -115,7 +136,8 @@ func (p *Process) LogFile() string { return filepath.Join(p.dir, "nats-server.lo
 // StoreDir is where the server keeps its streams.
 func (p *Process) StoreDir() string { return filepath.Join(p.dir, "store") }
 
-// Start starts the server, again or for the first time, on the same port and store, and waits until it takes connections.
+// Start starts the server, again or for the first time, on the same port and store, and
+// waits until it takes connections.
 func (p *Process) Start() {
 	p.t.Helper()
 	binary, err := os.Executable()
@@ -131,7 +153,7 @@ func (p *Process) Start() {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	wait(p.t, "nats-server to take connections on "+p.URL, func() bool {
+	Eventually(p.t, "nats-server to take connections on "+p.URL, func() bool {
 		c, err := net.DialTimeout("tcp", strings.TrimPrefix(p.URL, "nats://"), time.Second)
 		if err != nil {
 			return false
@@ -159,8 +181,8 @@ func (p *Process) end(signal syscall.Signal) {
 	p.cmd = nil
 }
 
-// Pause stops the server's clock with SIGSTOP: it hangs, and its connections stay open.
-func (p *Process) Pause() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the server's clock: it hangs, and its connections stay open.
+func (p *Process) Pause() { Suspend(p.cmd.Process) }
 
 // Resume lets a paused server go on.
 func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
@@ -174,5 +196,5 @@ func (p *Process) Conn(options ...nats.Option) *nats.Conn {
 // JetStream is a JetStream context of the test's own.
 func (p *Process) JetStream(options ...nats.Option) jetstream.JetStream {
 	p.t.Helper()
-	return jetStream(p.t, p.Conn(options...))
+	return JetStream(p.t, p.Conn(options...))
 }

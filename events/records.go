@@ -1,0 +1,252 @@
+package events
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Values of HeaderRecord, and of "record" in a record's body.
+const (
+	RecordQueue     = "queue"      // [Queue]
+	RecordGapOpened = "gap-opened" // [GapOpened]
+	RecordGapClosed = "gap-closed" // [GapClosed]
+	RecordRejected  = "rejected"   // [Rejected]
+	RecordSkipped   = "skipped"    // [Skipped]
+)
+
+// Why a queue is recorded.
+const (
+	WhyFirst       = "first"           // the first start ever
+	WhyLost        = "lost"            // the queue before was lost
+	WhyOptions     = "options changed" // the register options differ from those of the queue before
+	WhyChangedOver = "changed over"    // the idle clock of the queue before could not be renewed
+	WhyKept        = "kept"            // the same queue again, so that its record does not age out
+)
+
+// Queue is the body of a record on zulip.<realm>.bridge.queue: the queue we follow.
+type Queue struct {
+	Record   string `json:"record"`
+	Why      string `json:"why"`
+	QueueID  string `json:"queue_id"`
+	Previous string `json:"previous_queue_id,omitempty"`
+	Site     string `json:"site"`
+	// MovedFrom is the organization's address before, if it moved.
+	MovedFrom string          `json:"moved_from,omitempty"`
+	Account   string          `json:"account"`
+	Options   json.RawMessage `json:"options"` // as registered; canonical, so that a change is a difference of bytes
+	// Assumed: the queue's own record was not in the stream any more. This one is made of
+	// our settings, and knows only the messages stored since.
+	Assumed bool `json:"assumed,omitempty"`
+
+	ZulipVersion    string  `json:"zulip_version"`
+	FeatureLevel    int     `json:"zulip_feature_level"`
+	LifeSeconds     float64 `json:"idle_queue_timeout_secs"`
+	LifeSaid        bool    `json:"idle_queue_timeout_said_by_server"`
+	PatienceSeconds float64 `json:"event_queue_longpoll_timeout_seconds"`
+
+	// Newest are the newest message ids when the queue was made; later, if it is greater,
+	// the largest that was stored. They are where a refill begins if the stream holds no
+	// message. What Zulip has by the time of a start is not taken: the queue may be dead
+	// by then, and the messages missed.
+	Newest MessageIDs `json:"newest_message_ids"`
+	// Begin is where the story begins that a refill has to compare with, if what the
+	// stream holds of messages does not say it (settled). It is handed on from record to
+	// record.
+	Begin *Beginning `json:"begin,omitempty"`
+	// Cut are message ids that a gap-closed record named as not refilled: that stands.
+	Cut []Range `json:"cut_message_ids,omitempty"`
+	// Refill is what has to be read back from history before the queue is polled; nil
+	// where nothing has.
+	Refill *Refill `json:"refill,omitempty"`
+	// Held says which messages the stream held before this queue's first poll: those
+	// between the two sequences.
+	Held *Held `json:"held,omitempty"`
+
+	Bridge string    `json:"bridge"` // our version
+	Time   time.Time `json:"time"`
+}
+
+// Unknown stands for a message id that history did not tell.
+const Unknown = -1
+
+// MessageIDs are message ids as seen by the two queries of a refill: the account's own
+// history, and all public channels. [Unknown] where history did not say.
+type MessageIDs struct {
+	Own    int64 `json:"own"`
+	Public int64 `json:"public,omitempty"`
+}
+
+// Life is how long Zulip keeps the queue while no poll waits for it; Patience is how long
+// a poll waits at most.
+func (r *Queue) Life() time.Duration     { return seconds(r.LifeSeconds) }
+func (r *Queue) Patience() time.Duration { return seconds(r.PatienceSeconds) }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// Max is the greater of the two.
+func (n MessageIDs) Max() int64 { return max(n.Own, n.Public) }
+
+// Beginning is a place in the stream, and message ids of that time: messages with these
+// ids or smaller ones are settled, that is stored, named as missing, or from before we
+// were asked to listen. Messages with greater ids, if the stream has them, are at Seq or
+// behind it.
+type Beginning struct {
+	Seq    uint64     `json:"seq,omitempty"` // 0: this record's own
+	Newest MessageIDs `json:"newest_message_ids"`
+	// Open are transactions that may have been open then, where the stream's limits had
+	// taken what would say so.
+	Open *Open `json:"open,omitempty"`
+}
+
+// Open are message ids above one, and up to where their story begins, whose transactions
+// may have been open when the newest message was sent that the stream had, in seconds of
+// Zulip's clock.
+type Open struct {
+	Above int64 `json:"above"`
+	At    int64 `json:"newest_sent"`
+}
+
+// Refill is which messages a refill asks history for: those above one id, up to another,
+// in each query.
+type Refill struct {
+	// Own and Public say which queries are made: those of the queue that was lost. Narrow
+	// is its narrow.
+	Own    bool        `json:"own"`
+	Public bool        `json:"public"`
+	Narrow [][2]string `json:"narrow,omitempty"`
+
+	Above MessageIDs `json:"above"`
+	UpTo  MessageIDs `json:"up_to"` // -1: up to the newest
+	// Overlap: the stream's limits took what was just below the bound. Of the ids a
+	// little below, from OverlapAbove on, messages are taken that were sent since then,
+	// in seconds of Zulip's clock; 0: none are.
+	Overlap      int64 `json:"overlap_since,omitempty"`
+	OverlapAbove int64 `json:"overlap_above,omitempty"`
+	// Unknown: nothing in the stream says where it ended, so nothing is asked for.
+	Unknown bool `json:"above_unknown,omitempty"`
+	// NotCompared are ids of which the stream's limits took what it held, so that nobody
+	// knows whether a message among them is missing.
+	NotCompared *Range `json:"not_compared_message_ids,omitempty"`
+	// Cause is why there is a gap, Since when it began: the stream holds an older state
+	// of messages that were changed later.
+	Cause string    `json:"cause"`
+	Since time.Time `json:"since,omitzero"`
+	// SentSince is when the newest message that the stream has from a queue was sent, in
+	// seconds of Zulip's clock: what was edited since may be here in an older state.
+	SentSince int64 `json:"sent_since,omitempty"`
+	// Missing are the event ids that the stream had lost from its own end, where that is
+	// the cause.
+	Missing *Range `json:"missing_event_ids,omitempty"`
+	// Until is when refilling has to end, because nothing renews the clock of a queue
+	// that is not polled yet.
+	Until time.Time `json:"until"`
+	// Done is how far the refill has come when the record is written again, and TooOld
+	// and Refilled what it did till then.
+	Done     int64 `json:"done_up_to_message_id,omitempty"`
+	Refilled int   `json:"messages_refilled,omitempty"`
+	TooOld   int   `json:"older_than_max_age,omitempty"`
+	// Found is what it found till then besides.
+	Found Found `json:"found,omitzero"`
+}
+
+// Found is what a refill came past that its last record has to tell. In a Refill the
+// lists are short.
+type Found struct {
+	Changed     []int64 `json:"changed_message_ids,omitempty"`
+	ChangedMore int     `json:"changed_messages_not_named,omitempty"`
+	TooLarge    []int64 `json:"too_large_message_ids,omitempty"`
+	// TooLargeMore counts further ones.
+	TooLargeMore int `json:"too_large_messages_not_named,omitempty"`
+	Unreadable   int `json:"unreadable_messages,omitempty"`
+	// Hidden is the ids that the organization's plan hides.
+	Hidden *Range `json:"hidden_message_ids,omitempty"`
+}
+
+// Held is a range of stream sequences: From up to Until, both included.
+type Held struct {
+	From   uint64 `json:"from_seq"`
+	Until  uint64 `json:"until_seq,omitempty"` // 0: up to this record, or to the gap-closed record that follows it
+	UpToID int64  `json:"up_to_message_id"`    // messages with a greater id cannot be among them; -1: not known
+}
+
+// GapOpened is the body of the record that opens a gap.
+type GapOpened struct {
+	Record        string    `json:"record"`
+	Cause         string    `json:"cause"`
+	QueueID       string    `json:"queue_id,omitempty"`
+	LastEventID   int64     `json:"last_event_id"`
+	LastMessageID int64     `json:"last_message_id,omitempty"`
+	LastStored    time.Time `json:"last_stored,omitzero"` // when the newest event before the gap was stored
+	Noticed       time.Time `json:"noticed"`
+	Zulip         string    `json:"zulip,omitempty"` // what Zulip answered
+	// Missing are the event ids that the stream had lost from its own end, where that is
+	// the cause.
+	Missing *Range `json:"missing_event_ids,omitempty"`
+}
+
+// GapClosed is the body of the record that closes a gap.
+type GapClosed struct {
+	Record     string    `json:"record"`
+	Cause      string    `json:"cause"`
+	OldQueueID string    `json:"old_queue_id,omitempty"`
+	QueueID    string    `json:"queue_id"`
+	Since      time.Time `json:"since,omitzero"`
+	Closed     time.Time `json:"closed"`
+
+	Refilled int `json:"messages_refilled"`
+	// NotRefilled says why messages were left out, and which; nil if all that history
+	// shows are here.
+	NotRefilled *NotRefilled `json:"not_refilled,omitempty"`
+	// Changed are messages that the stream holds in an older state: edited or moved since
+	// the gap began. Only those that the refill came past are known.
+	Changed []int64 `json:"changed_message_ids,omitempty"`
+	// ChangedMore counts further ones, that do not fit in here.
+	ChangedMore int `json:"changed_messages_not_named,omitempty"`
+	// NotCompared are ids of which the stream's limits took what it held, so that nobody
+	// knows whether a message among them is missing.
+	NotCompared *Range `json:"not_compared_message_ids,omitempty"`
+	// MissingEvents are the event ids that the stream had lost from its own end: those
+	// above From up to To.
+	MissingEvents *Range `json:"missing_event_ids,omitempty"`
+	// NotRecoverable is the list of what Zulip's history never shows.
+	NotRecoverable []string `json:"not_recoverable"`
+}
+
+type NotRefilled struct {
+	Reason   string  `json:"reason"`
+	AboveID  int64   `json:"above_message_id,omitempty"`
+	UpToID   int64   `json:"up_to_message_id,omitempty"`
+	TooLarge []int64 `json:"too_large_message_ids,omitempty"`
+	// TooLargeMore counts further ones.
+	TooLargeMore int `json:"too_large_messages_not_named,omitempty"`
+	// Unreadable counts messages that history shows and that are no JSON, have no id, or
+	// are larger than what the bridge keeps in memory.
+	Unreadable int    `json:"unreadable_messages,omitempty"`
+	TooOld     int    `json:"older_than_max_age,omitempty"`
+	OlderThan  string `json:"max_age,omitempty"`
+}
+
+type Range struct {
+	Above int64 `json:"above"`
+	UpTo  int64 `json:"up_to"`
+}
+
+// Skipped is the body of a bridge.skipped record.
+type Skipped struct {
+	Record    string `json:"record"`
+	EventID   int64  `json:"event_id"`
+	MessageID int64  `json:"message_id"`
+	Reason    string `json:"reason"`
+}
+
+// Rejected is the body of a bridge.rejected record.
+type Rejected struct {
+	Record  string `json:"record"`
+	Reason  string `json:"reason"`
+	Size    int64  `json:"size"`
+	SHA256  string `json:"sha256"`
+	Cut     bool   `json:"cut,omitempty"`          // only the beginning of the event's bytes is here
+	Event   string `json:"event,omitempty"`        // the bytes, where they are text
+	Base64  []byte `json:"event_base64,omitempty"` // the bytes, where they are not
+	EventID *int64 `json:"event_id,omitempty"`
+}

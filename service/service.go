@@ -1,0 +1,262 @@
+// Package service lets the bridges on a bus be found, by whoever is on the same bus:
+// without an address, a port or a list of machines.
+//
+// Each process that follows a realm registers itself as an instance of the NATS micro
+// service zulip-nats (nats.go, micro; the protocol is that of ADR-32 of
+// nats-io/nats-architecture-and-design). So `nats micro ls` lists it, and it answers PING,
+// INFO and STATS on $SRV. It has one endpoint, [Subject]: each instance answers there with
+// an [Answer], which is the JSON of /status and the instance's name. There is no queue
+// group: whoever asks hears of all. [Ask] asks, and collects for a while.
+//
+// What this tells is who answers. An instance that is cut off, paused or gone is not
+// there, and nobody can tell it from one that never was.
+//
+// Answers go to inboxes only, and a hundred a second at most: who asks is nobody that the
+// bridge has to trust. It hangs on the connection that the bridge works with, and must not
+// be in its way. Where the user has no right to subscribe or to answer, that is said once,
+// and the bridge works on.
+package service
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nuid"
+	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
+
+	"zulip-nats/bridge"
+	"zulip-nats/logevent"
+	"zulip-nats/monitor"
+	"zulip-nats/stream"
+)
+
+const (
+	// Name is that of the service.
+	Name = "zulip-nats"
+	// Subject is where all instances answer how they are. It is below none of the
+	// subjects of a realm, which streams store.
+	Subject = "zulip-nats.status"
+)
+
+// mostText is how long the text of a reason stays, in bytes, where an answer is too large.
+const mostText = 300
+
+// Config says what is told.
+type Config struct {
+	// Instance is the name of this process, as in the header Bridge-Writer.
+	Instance string
+	// Version is that of the program. The protocol knows semantic versions only; another
+	// one is 0.0.0 there, and stands in the answers as it is.
+	Version string
+	// Realms gives the status of each realm. It is called for each question, from any
+	// goroutine.
+	Realms func() []bridge.Status
+	Log    zerolog.Logger
+}
+
+// Answer is what an instance says of itself.
+type Answer struct {
+	Instance string `json:"instance"`
+	monitor.Report
+}
+
+// Start registers an instance on a connection, which need not be up: it is there whenever
+// the connection is. stop takes it away; so does the end of the connection.
+func Start(conn *stream.Conn, cfg Config) (stop func()) {
+	unseen := func(reason, remedy string) {
+		logevent.StatusUnseen.Info(cfg.Log).Str("reason", reason).
+			Msg("`zulip-nats status` and `nats micro` do not see this instance, which does no other harm: " + remedy)
+	}
+	// Both are said by the server after the fact, and again after each reconnect.
+	deaf, noMoreDeaf := conn.Refused(func(action, subject string) bool {
+		return action == "subscribe" && (subject == Subject || strings.HasPrefix(subject, micro.APIPrefix+"."))
+	})
+	dumb, noMoreDumb := conn.Refused(func(action, subject string) bool {
+		return action == "publish" && mayAnswer(subject)
+	})
+	ended := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case subject := <-deaf:
+				unseen("NATS refuses to subscribe to "+subject, "give our user the right to subscribe to "+
+					micro.APIPrefix+".> and "+Subject)
+				deaf = nil
+			case subject := <-dumb:
+				unseen("NATS refuses to answer on "+subject, "give our user allow_responses")
+				dumb = nil
+			case <-ended:
+				return
+			}
+		}
+	}()
+	i, err := register(conn.Conn, &cfg)
+	if err != nil && !conn.IsClosed() {
+		unseen(err.Error(), "report it as a bug")
+	}
+	return func() {
+		i.stop()
+		noMoreDeaf()
+		noMoreDumb()
+		close(ended)
+		<-done
+	}
+}
+
+// mostAnswers is how many questions an instance answers in a second, of all kinds. People
+// and their programs ask some times a minute; what comes beyond is passed over, so that
+// nobody keeps the connection busy with our answers.
+const mostAnswers = 100
+
+// instance answers the questions of the protocol. It is not nats.go's own service (of which
+// it has the types), since that one answers wherever a question wants it to: see
+// mayAnswer.
+type instance struct {
+	*Config
+	nc       *nats.Conn
+	identity micro.ServiceIdentity
+	started  time.Time
+	limit    *rate.Limiter
+	subs     []*nats.Subscription
+
+	mu    sync.Mutex
+	stats micro.EndpointStats
+}
+
+func register(nc *nats.Conn, cfg *Config) (*instance, error) {
+	var realms []string
+	for _, s := range cfg.Realms() {
+		realms = append(realms, s.Realm)
+	}
+	i := &instance{Config: cfg, nc: nc, started: time.Now().UTC(), limit: rate.NewLimiter(mostAnswers, mostAnswers),
+		identity: micro.ServiceIdentity{Name: Name, ID: nuid.Next(), Version: semantic(cfg.Version),
+			Metadata: map[string]string{"instance": cfg.Instance, "realms": strings.Join(realms, ",")}},
+		stats: micro.EndpointStats{Name: "status", Subject: Subject}}
+	for verb, answer := range map[micro.Verb]func() any{
+		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: i.identity, Type: micro.PingResponseType} },
+		micro.InfoVerb: func() any {
+			return micro.Info{ServiceIdentity: i.identity, Type: micro.InfoResponseType,
+				Description: "puts every event of a Zulip account on JetStream",
+				Endpoints:   []micro.EndpointInfo{{Name: "status", Subject: Subject}}}
+		},
+		micro.StatsVerb: func() any {
+			i.mu.Lock()
+			defer i.mu.Unlock()
+			stats := i.stats
+			return micro.Stats{ServiceIdentity: i.identity, Type: micro.StatsResponseType, Started: i.started,
+				Endpoints: []*micro.EndpointStats{&stats}}
+		},
+	} {
+		for _, to := range [][2]string{{}, {Name}, {Name, i.identity.ID}} {
+			subject, err := micro.ControlSubject(verb, to[0], to[1])
+			if err != nil {
+				return i, err
+			}
+			if err := i.answers(subject, func() *nats.Msg { return &nats.Msg{Data: encoded(answer())} }); err != nil {
+				return i, err
+			}
+		}
+	}
+	return i, i.answers(Subject, i.status)
+}
+
+// answers subscribes to questions.
+func (i *instance) answers(subject string, answer func() *nats.Msg) error {
+	sub, err := i.nc.Subscribe(subject, func(m *nats.Msg) {
+		if !mayAnswer(m.Reply) || !i.limit.Allow() {
+			return
+		}
+		a := answer()
+		a.Subject = m.Reply
+		_ = i.nc.PublishMsg(a) // whoever asked may be gone, and so may the connection
+	})
+	if err == nil {
+		i.subs = append(i.subs, sub)
+	}
+	return err
+}
+
+// mayAnswer says whether an answer may go to a subject. Whoever asks chooses it, and NATS
+// does not look whether they could publish there themselves. We could, with the rights of
+// a bridge: into the lease ($KV), the stream of the realm, the API of JetStream ($JS). So
+// it has to look like an inbox, which begins with _ by convention: _INBOX.…, a prefix of
+// somebody's own as _INBOX_ada.…, and the _R_.… of another account.
+func mayAnswer(reply string) bool { return strings.HasPrefix(reply, "_") }
+
+// status is the answer with the status of all realms.
+func (i *instance) status() *nats.Msg {
+	began := time.Now()
+	answer := Answer{i.Instance, monitor.NewReport(i.Version, i.Realms(), began)}
+	data, fits := encode(&answer, i.nc.MaxPayload())
+	m := &nats.Msg{Data: data}
+	why := ""
+	if !fits {
+		why = fmt.Sprintf("the status of %d realms has %d bytes, and max_payload is %d", len(answer.Realms), len(data),
+			i.nc.MaxPayload())
+		m = &nats.Msg{Data: encoded(Answer{Instance: i.Instance}), Header: nats.Header{}}
+		m.Header.Set(micro.ErrorHeader, why)
+		m.Header.Set(micro.ErrorCodeHeader, "413")
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.stats.NumRequests++
+	i.stats.ProcessingTime += time.Since(began)
+	i.stats.AverageProcessingTime = i.stats.ProcessingTime / time.Duration(i.stats.NumRequests)
+	if why != "" {
+		i.stats.NumErrors++
+		i.stats.LastError = "413:" + why
+	}
+	return m
+}
+
+// encoded is the JSON of what has strings, numbers and times only.
+func encoded(v any) []byte {
+	data, _ := json.Marshal(v)
+	return data
+}
+
+func (i *instance) stop() {
+	for _, sub := range i.subs {
+		_ = sub.Unsubscribe() // fails where the connection does
+	}
+}
+
+// encode gives the JSON, without the ends of long texts if it is larger than most bytes
+// otherwise; fits is false if it is too large even so.
+func encode(a *Answer, most int64) (data []byte, fits bool) {
+	if data = encoded(a); int64(len(data)) <= most {
+		return data, true
+	}
+	for i := range a.Realms {
+		for j := range a.Realms[i].Reasons {
+			if says := &a.Realms[i].Reasons[j].Says; len(*says) > mostText {
+				*says = strings.ToValidUTF8((*says)[:mostText], "") + "…"
+			}
+		}
+	}
+	data = encoded(a)
+	return data, int64(len(data)) <= most
+}
+
+// version is a semantic version (semver.org), as far as micro takes it.
+var version = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)` +
+	`(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?` +
+	`(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$`)
+
+// semantic makes a semantic version of what the program says of itself: v1.2.3, a
+// version of the Go command, or (devel).
+func semantic(s string) string {
+	if s = strings.TrimPrefix(s, "v"); version.MatchString(s) {
+		return s
+	}
+	return "0.0.0"
+}

@@ -1,0 +1,270 @@
+package tail
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/events"
+)
+
+const (
+	// remembered is how many messages, names of channels and of people are kept, each.
+	remembered = 4096
+	// searchSteps bounds how often the stream is asked for one message: halving a million
+	// takes twenty questions, and around the place that it finds a few more are looked at,
+	// since ids do not rise strictly.
+	searchSteps = 48
+	searchNear  = 12
+	// searchTime is how long one of them may take.
+	searchTime = 2 * time.Second
+	// textKept is how many characters of a message's text are kept.
+	textKept = 60
+)
+
+// about is what is known of a message that others are about.
+type about struct {
+	known   bool // else the stream does not hold it
+	channel string
+	topic   string
+	direct  string // the people of a direct one
+	sender  string
+	text    string
+}
+
+// index remembers messages that went by, so that a reaction or an edit can say what it is
+// about. One that is not remembered is looked up in the stream once, by halving it: the
+// ids of messages rise with the sequences, but for some that are near.
+type index struct {
+	js      jetstream.JetStream
+	stream  jetstream.Stream // nil: nothing is looked up
+	subject string           // of messages
+
+	messages bounded[int64, about]
+	channels bounded[int64, string]
+	people   bounded[int64, string]
+	asked    int // questions to the stream, for tests
+}
+
+// bounded is a map that forgets its oldest entry when it is full.
+type bounded[K comparable, V any] struct {
+	entries map[K]V
+	order   []K
+	next    int
+}
+
+func (b *bounded[K, V]) put(k K, v V) {
+	if b.entries == nil {
+		b.entries = make(map[K]V)
+	}
+	if _, known := b.entries[k]; !known {
+		if len(b.order) < remembered {
+			b.order = append(b.order, k)
+		} else {
+			delete(b.entries, b.order[b.next])
+			b.order[b.next] = k
+			b.next = (b.next + 1) % remembered
+		}
+	}
+	b.entries[k] = v
+}
+
+func (b *bounded[K, V]) get(k K) (V, bool) {
+	v, ok := b.entries[k]
+	return v, ok
+}
+
+// learn takes from an event what later ones may be about.
+func (x *index) learn(body any) {
+	switch b := body.(type) {
+	case *events.Message:
+		x.messages.put(b.ID, x.of(b))
+	case *events.UpdateMessage:
+		x.named(b.ChannelID, b.Channel)
+		for _, id := range append([]int64{b.MessageID}, b.MessageIDs...) {
+			m, ok := x.messages.get(id)
+			if !ok || !m.known {
+				continue
+			}
+			if b.Topic != nil {
+				m.topic = *b.Topic
+			}
+			if b.NewChannelID != 0 {
+				m.channel = x.channel(b.NewChannelID)
+			}
+			if b.Edited() && id == b.MessageID {
+				m.text = Clean(*b.Content, textKept)
+			}
+			x.messages.put(id, m)
+		}
+	case *events.Reaction:
+		x.person(b.User)
+	case *events.RealmUser:
+		x.person(b.Person)
+	case *events.Stream:
+		for _, c := range b.Channels {
+			x.named(c.ID, c.Name)
+		}
+		x.named(b.ChannelID, b.Name)
+	case *events.Subscription:
+		for _, c := range b.Channels {
+			x.named(c.ID, c.Name)
+		}
+	}
+}
+
+// named remembers a channel's name, if the event has it.
+func (x *index) named(id int64, name string) {
+	if id != 0 && name != "" {
+		x.channels.put(id, name)
+	}
+}
+
+// person remembers a person's name, if the event has it.
+func (x *index) person(p events.Person) {
+	if p.ID != 0 && p.Name != "" {
+		x.people.put(p.ID, p.Name)
+	}
+}
+
+// of is what is kept of a message; the names in it are learnt.
+func (x *index) of(m *events.Message) about {
+	a := about{known: true, channel: m.To.Channel, topic: m.Topic, sender: m.Sender, text: Clean(plain(m), textKept)}
+	x.person(events.Person{ID: m.SenderID, Name: m.Sender})
+	for _, p := range m.To.People {
+		x.person(p)
+	}
+	if m.Direct() {
+		a.direct = others(m)
+	} else {
+		x.named(m.ChannelID, m.To.Channel)
+	}
+	return a
+}
+
+// channel is a channel's name, or its number if that is all that is known.
+func (x *index) channel(id int64) string {
+	if name, ok := x.channels.get(id); ok {
+		return name
+	}
+	return strconv.FormatInt(id, 10)
+}
+
+// who is a person's name, or their number.
+func (x *index) who(id int64) string {
+	if name, ok := x.people.get(id); ok {
+		return name
+	}
+	return "user " + strconv.FormatInt(id, 10)
+}
+
+// hashed are the names of channels, or their numbers, each behind a #.
+func (x *index) hashed(list []events.Channel) (names []string) {
+	for _, c := range list {
+		names = append(names, "#"+cmp.Or(c.Name, x.channel(c.ID)))
+	}
+	return names
+}
+
+// all are the names of people, or their numbers, in a row.
+func (x *index) all(ids []int64) string {
+	var names []string
+	for _, id := range ids {
+		names = append(names, x.who(id))
+	}
+	return strings.Join(names, ", ")
+}
+
+// message is what is known of one. below is the sequence of the event that is about it:
+// the message stands before that.
+func (x *index) message(ctx context.Context, id int64, below uint64) about {
+	if a, ok := x.messages.get(id); ok {
+		return a
+	}
+	a := about{}
+	if x.stream != nil {
+		var err error
+		if a, err = x.search(ctx, id, below); err != nil {
+			// No right to it, or no answer: others would not come either, and each would be
+			// waited for.
+			x.stream, a = nil, about{}
+		}
+	}
+	x.messages.put(id, a)
+	return a
+}
+
+// search finds a message in the stream.
+func (x *index) search(ctx context.Context, id int64, below uint64) (about, error) {
+	left := searchSteps
+	// at gives the first message at a sequence or behind it, nil if there is none before
+	// below.
+	at := func(seq uint64) (*events.Event, error) {
+		for ; left > 0; left-- {
+			x.asked++
+			ctx, cancel := context.WithTimeout(ctx, searchTime)
+			m, err := x.stream.GetMsg(ctx, max(seq, 1), jetstream.WithGetMsgSubject(x.subject))
+			cancel()
+			if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence >= below {
+				return nil, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			e, err := events.Decode(m.Subject, m.Header, m.Data)
+			if err == nil && e.MessageID != 0 {
+				e.Seq = m.Sequence
+				left--
+				return e, nil
+			}
+			seq = m.Sequence + 1 // somebody else's
+		}
+		return nil, nil
+	}
+	found := func(e *events.Event) (about, error) {
+		if events.Resolve(ctx, x.js, e) != nil {
+			return about{}, nil
+		}
+		body, err := e.Body()
+		m, ok := body.(*events.Message)
+		if err != nil || !ok {
+			return about{}, nil
+		}
+		return x.of(m), nil
+	}
+	low, high := uint64(1), below // the message is in [low, high)
+	for low < high && left > searchNear {
+		middle := low + (high-low)/2
+		e, err := at(middle)
+		switch {
+		case err != nil:
+			return about{}, err
+		case e == nil:
+			high = middle
+		case e.MessageID == id:
+			return found(e)
+		case e.MessageID > id:
+			high = middle
+		default:
+			low = e.Seq + 1
+		}
+	}
+	for seq := low - min(low, 16); left > 0; {
+		e, err := at(seq)
+		switch {
+		case err != nil:
+			return about{}, err
+		case e == nil:
+			return about{}, nil
+		case e.MessageID == id:
+			return found(e)
+		}
+		seq = e.Seq + 1
+	}
+	return about{}, nil
+}
