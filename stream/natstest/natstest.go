@@ -101,7 +101,7 @@ func (s *Server) JetStream(options ...nats.Option) jetstream.JetStream {
 
 func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1),
+	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.Timeout(patience / 4),
 		nats.ReconnectWait(50 * time.Millisecond)}, options...)...)
 	if err != nil {
 		t.Fatalf("connecting to %s: %v", url, err)
