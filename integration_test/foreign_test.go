@@ -147,7 +147,10 @@ func (w *world) on(filter string) (all []harness.Stored) {
 	info, err := c.Info(w.t.Context())
 	harness.Must(w.t, err)
 	pending := int(info.NumPending)
-	batch, err := c.Fetch(pending+1, jetstream.FetchMaxWait(2*time.Second))
+	if pending == 0 {
+		return nil
+	}
+	batch, err := c.Fetch(pending, jetstream.FetchMaxWait(harness.Patience))
 	harness.Must(w.t, err)
 	for m := range batch.Messages() {
 		all = append(all, harness.Stored{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()})

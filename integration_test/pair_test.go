@@ -40,9 +40,8 @@ func TestTakeover(t *testing.T) {
 		case "SIGSTOP":
 			works.Pause()
 		}
-		writer := w.writer()
 		harness.Eventually(t, "an event stored by the other program after "+end,
-			func() bool { return w.writer() != writer })
+			func() bool { return waits.Wrote(w.writer()) })
 		took = append(took, fmt.Sprintf("%s: %v", end, time.Since(began).Round(time.Millisecond)))
 		switch end {
 		case "SIGTERM":

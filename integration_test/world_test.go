@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"zulip-nats/bridge"
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
@@ -317,5 +318,24 @@ func (w *world) last() (*jetstream.RawStreamMsg, error) {
 	return harness.LastOf(w.js, w.stream, w.realm)
 }
 
-// writer is who stored the newest message of the realm, "" if that cannot be said now.
-func (w *world) writer() string { return harness.WriterOf(w.js, w.stream, w.realm) }
+// writer is who stored the newest message of the realm, "" if there is none. NATS has to
+// be there.
+func (w *world) writer() string {
+	w.t.Helper()
+	if m := w.newest(); m != nil {
+		return m.Header.Get(events.HeaderWriter)
+	}
+	return ""
+}
+
+// newest is the newest message of the realm, nil if there is none. It asks until NATS has
+// answered: that nobody knows is not that there is nothing.
+func (w *world) newest() (m *jetstream.RawStreamMsg) {
+	w.t.Helper()
+	harness.Eventually(w.t, "an answer of NATS", func() bool {
+		var err error
+		m, err = w.last()
+		return err == nil
+	})
+	return m
+}
