@@ -23,7 +23,7 @@ func TestImported(t *testing.T) {
 			{ service: { account: STORE, subject: "$KV.zulip_bridge.acme.lease" }, to: "JS.store.API.$KV.zulip_bridge.acme.lease" } ] }
 	}`)
 	as := func(writer string) lease.Config {
-		cfg := config(t, strings.Replace(srv.URL, "://", "://bridge:b@", 1), writer, 2*time.Second)
+		cfg := config(t, strings.Replace(srv.URL, "://", "://bridge:b@", 1), writer, 10*time.Second)
 		cfg.APIPrefix = "JS.store.API"
 		return cfg
 	}

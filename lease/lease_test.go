@@ -210,11 +210,11 @@ func TestHandOver(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	js := srv.JetStream()
-	first := acquire(t, config(t, srv.URL, "one", 3*time.Second))
+	first := acquire(t, config(t, srv.URL, "one", 6*time.Second))
 	if !first.Held() || first.Context().Err() != nil {
 		t.Fatal("a lease that was just had is not held")
 	}
-	second := acquireLater(t, config(t, srv.URL, "two", 3*time.Second))
+	second := acquireLater(t, config(t, srv.URL, "two", 6*time.Second))
 	holder := <-second.standby
 	if holder.Writer != "one" || holder.PID != os.Getpid() || holder.Host == "" ||
 		time.Since(holder.Since) > time.Minute {
@@ -224,7 +224,7 @@ func TestHandOver(t *testing.T) {
 	// It is renewed, each time with a life of its own, or it would stay for ever.
 	m, _ := key(t, js)
 	for seen := m.Sequence; m.Sequence < seen+4; m, _ = key(t, js) {
-		if m.Header.Get("Nats-TTL") != "3s" {
+		if m.Header.Get("Nats-TTL") != "6s" {
 			t.Fatalf("the key lives for %q", m.Header.Get("Nats-TTL"))
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -269,7 +269,7 @@ func TestHandOver(t *testing.T) {
 func TestLostWithNATS(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	l := acquire(t, config(t, srv.URL, "one", 2*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 4*time.Second))
 	srv.Stop()
 	<-l.Context().Done()
 	if cause := context.Cause(l.Context()); !errors.Is(cause, lease.ErrLost) ||
@@ -284,8 +284,8 @@ func TestOwnLeaseFromBefore(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	first := acquire(t, config(t, proxy.URL, "one", 2*time.Second))
-	again := acquireLater(t, config(t, srv.URL, "one", 2*time.Second))
+	first := acquire(t, config(t, proxy.URL, "one", 4*time.Second))
+	again := acquireLater(t, config(t, srv.URL, "one", 4*time.Second))
 	proxy.OnPublish(func(natstest.Publish) natstest.Fate { return natstest.Lose })
 	if l := again.lease(t); !l.Held() || first.Held() {
 		t.Error("it is not had again")
@@ -300,8 +300,8 @@ func TestCutOff(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	first := acquire(t, config(t, proxy.URL, "one", 2*time.Second))
-	second := acquireLater(t, config(t, srv.URL, "two", 2*time.Second))
+	first := acquire(t, config(t, proxy.URL, "one", 4*time.Second))
+	second := acquireLater(t, config(t, srv.URL, "two", 4*time.Second))
 	<-second.standby
 	proxy.OnPublish(func(natstest.Publish) natstest.Fate { return natstest.Lose })
 	l := second.lease(t)
@@ -323,7 +323,7 @@ func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	l := acquire(t, config(t, proxy.URL, "one", 4*time.Second))
+	l := acquire(t, config(t, proxy.URL, "one", 9*time.Second))
 	var cuts atomic.Int64
 	proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
 		if strings.HasPrefix(p.Subject, "$KV.") && cuts.Add(1)%2 == 1 {
@@ -331,13 +331,11 @@ func TestLostAnswer(t *testing.T) {
 		}
 		return natstest.Pass
 	})
-	for start := time.Now(); time.Since(start) < 6*time.Second; time.Sleep(20 * time.Millisecond) {
+	// Two were cut off, and more time than the lease lives is over.
+	for start := time.Now(); cuts.Load() < 5 || time.Since(start) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
 		if !l.Held() {
 			t.Fatalf("lost after %d renewals: %v", cuts.Load(), context.Cause(l.Context()))
 		}
-	}
-	if cuts.Load() < 3 {
-		t.Errorf("only %d renewals", cuts.Load())
 	}
 }
 
@@ -345,13 +343,14 @@ func TestLostAnswer(t *testing.T) {
 func TestServerRestart(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	first := acquire(t, config(t, srv.URL, "one", 5*time.Second))
-	second := acquireLater(t, config(t, srv.URL, "two", 5*time.Second))
+	first := acquire(t, config(t, srv.URL, "one", 12*time.Second))
+	second := acquireLater(t, config(t, srv.URL, "two", 12*time.Second))
 	<-second.standby
+	began := time.Now()
 	srv.Restart()
 	js := srv.JetStream()
 	m, _ := key(t, js)
-	for seen := m.Sequence; m.Sequence < seen+3; m, _ = key(t, js) {
+	for seen := m.Sequence; m.Sequence < seen+2 || time.Since(began) < 13*time.Second; m, _ = key(t, js) {
 		if !first.Held() {
 			t.Fatalf("lost: %v", context.Cause(first.Context()))
 		}
@@ -367,7 +366,7 @@ func TestServerRestart(t *testing.T) {
 func TestTakenByForce(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	l := acquire(t, config(t, srv.URL, "one", 2*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 6*time.Second))
 	kv, err := srv.JetStream().KeyValue(t.Context(), "zulip_bridge")
 	if err != nil {
 		t.Fatal(err)
@@ -389,7 +388,7 @@ func TestKeyDeleted(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	js := srv.JetStream()
-	l := acquire(t, config(t, srv.URL, "one", 3*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 6*time.Second))
 	kv, err := js.KeyValue(t.Context(), "zulip_bridge")
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +409,7 @@ func TestKeyDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-l.Context().Done()
-	if again := acquire(t, config(t, srv.URL, "two", 3*time.Second)); !again.Held() {
+	if again := acquire(t, config(t, srv.URL, "two", 6*time.Second)); !again.Held() {
 		t.Error("no lease in a bucket that was made again")
 	}
 }
@@ -420,12 +419,12 @@ func TestKeyDeleted(t *testing.T) {
 func TestPausedHolder(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	c := startChild(t, srv.URL, 2*time.Second)
+	c := startChild(t, srv.URL, 4*time.Second)
 	if got := c.held(t); got != "held true" {
 		t.Fatalf("the child says %q", got)
 	}
 	natstest.Suspend(c.cmd.Process)
-	l := acquire(t, config(t, srv.URL, "two", 2*time.Second))
+	l := acquire(t, config(t, srv.URL, "two", 10*time.Second))
 	// The question waits in the pipe, so it is the first thing that the child sees.
 	if _, err := io.WriteString(c.in, "?\n"); err != nil {
 		t.Fatal(err)
@@ -482,7 +481,7 @@ func TestOneAtATime(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for i := range 4 {
-		cfg := config(t, srv.URL, fmt.Sprint("writer ", i), time.Second)
+		cfg := config(t, srv.URL, fmt.Sprint("writer ", i), 4*time.Second)
 		contending.Go(func() {
 			for {
 				l, err := lease.Acquire(ctx, cfg)
@@ -580,8 +579,8 @@ func TestUnsupported(t *testing.T) {
 			if _, err := srv.JetStream(nats.UserInfo("admin", "a")).CreateKeyValue(t.Context(), bucket); err != nil {
 				t.Fatal(err)
 			}
-			l := acquire(t, config(t, srv.URL, "one", 2*time.Second))
-			w := acquireLater(t, config(t, srv.URL, "two", 2*time.Second))
+			l := acquire(t, config(t, srv.URL, "one", 10*time.Second))
+			w := acquireLater(t, config(t, srv.URL, "two", 10*time.Second))
 			<-w.standby
 			if err := l.Release(t.Context()); err != nil {
 				t.Error(err)
@@ -617,13 +616,19 @@ func TestNATSAway(t *testing.T) {
 	cfg := config(t, srv.URL, "one", 2*time.Second)
 	cfg.Trouble = &health.Condition{}
 	srv.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if _, err := lease.Acquire(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := lease.Acquire(ctx, cfg)
+		ended <- err
+	}()
+	natstest.Eventually(t, "word that the lease cannot be asked for", func() bool {
+		_, set := cfg.Trouble.State()
+		return set
+	})
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
-	}
-	if _, set := cfg.Trouble.State(); !set {
-		t.Error("nothing says that the lease cannot be asked for")
 	}
 	w := acquireLater(t, cfg)
 	srv.Restart()
@@ -738,14 +743,21 @@ func TestRefusedStandby(t *testing.T) {
 	s := startScript(t, func(int, *nats.Msg) *nats.Msg { return refusal() },
 		func(*nats.Msg) *nats.Msg { return absent() })
 	const ttl = time.Second
-	ctx, cancel := context.WithTimeout(t.Context(), ttl)
-	defer cancel()
+	cfg := config(t, s.url, "one", ttl)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
 	start := time.Now()
-	if _, err := lease.Acquire(ctx, config(t, s.url, "one", ttl)); !errors.Is(err, context.DeadlineExceeded) {
+	go func() {
+		_, err := lease.Acquire(ctx, cfg)
+		ended <- err
+	}()
+	natstest.Eventually(t, "ten writes", func() bool { return len(s.written()) >= 10 })
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if most, writes := 2+int(time.Since(start)/(ttl/10)), len(s.written()); writes < 2 || writes > most {
-		t.Errorf("%d writes, want 2 to %d", writes, most)
+	if most, writes := 2+int(time.Since(start)/(ttl/10)), len(s.written()); writes > most {
+		t.Errorf("%d writes, want %d at most", writes, most)
 	}
 }
 
