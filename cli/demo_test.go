@@ -14,13 +14,19 @@ func TestDemo(t *testing.T) {
 	s := begin(t)
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
-	e := s.runs("demo", "--for", "3s")
-	if e.code != 0 {
-		t.Fatalf("exit code %d\n%s\n%s", e.code, e.stdout, e.stderr)
+	var e ended
+	var lines []string
+	for _, length := range []string{"3s", "9s", "27s"} { // a slow machine may need most of the first for its start
+		e = s.runs("demo", "--for", length)
+		if e.code != 0 {
+			t.Fatalf("exit code %d\n%s\n%s", e.code, e.stdout, e.stderr)
+		}
+		if lines = strings.Split(strings.TrimSpace(e.stdout), "\n"); len(lines) >= 7 {
+			break
+		}
 	}
-	lines := strings.Split(strings.TrimSpace(e.stdout), "\n")
 	if len(lines) < 7 {
-		t.Fatalf("only %d lines in 3 s:\n%s", len(lines), e.stdout)
+		t.Fatalf("only %d lines:\n%s", len(lines), e.stdout)
 	}
 	last := lines[len(lines)-1]
 	m := regexp.MustCompile(`^sent (\d+), stored (\d+), lost 0, doubled 0, out of order 0 \(and records of the bridge: [1-9]\d*\)$`).FindStringSubmatch(last)

@@ -77,6 +77,10 @@ func (o *option) Apply(set *flag.FlagSet) error {
 	return nil
 }
 
+// Names is the one name. The library's own looks for what a name of its first version
+// could have had besides, for each flag and each time that it is asked.
+func (o *option) Names() []string { return []string{o.Name} }
+
 // TakesValue and String are the library's, but for flags that need no value.
 func (o *option) TakesValue() bool { return !o.isBool }
 
