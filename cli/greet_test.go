@@ -290,7 +290,7 @@ func TestEventTypesThatNeverCome(t *testing.T) {
 // streams are the streams of a server, none if there is no server.
 func streams(t testing.TB, port string) (names []string) {
 	t.Helper()
-	nc, err := nats.Connect("nats://127.0.0.1:" + port)
+	nc, err := nats.Connect("nats://127.0.0.1:"+port, nats.Timeout(time.Minute))
 	if err != nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -185,7 +186,7 @@ func TestRunWithNothingButAZuliprc(t *testing.T) {
 // yet.
 func stored(t testing.TB, port string) []string {
 	t.Helper()
-	nc, err := nats.Connect("nats://127.0.0.1:" + port)
+	nc, err := nats.Connect("nats://127.0.0.1:"+port, nats.Timeout(time.Minute))
 	if err != nil {
 		return nil
 	}

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -19,12 +18,7 @@ import (
 
 func connect(t *testing.T, s *Server) jetstream.JetStream {
 	t.Helper()
-	nc, err := nats.Connect(s.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return natstest.JetStream(t, nc)
+	return natstest.JetStream(t, natstest.Connect(t, s.URL()))
 }
 
 func TestStreamsSurviveARestart(t *testing.T) {

@@ -236,15 +236,7 @@ func TestReaderDurable(t *testing.T) {
 		}
 		return natstest.Pass
 	})
-	nc, err := nats.Connect(proxy.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	far, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	far := natstest.JetStream(t, natstest.Connect(t, proxy.URL))
 	one, err := far.CreateConsumer(t.Context(), "ZULIP_acme", jetstream.ConsumerConfig{Durable: "one", MaxAckPending: 1,
 		AckWait: time.Second})
 	if err != nil {
@@ -325,9 +317,9 @@ func exampleStream() (js jetstream.JetStream, stop func()) {
 	if !srv.ReadyForConnections(time.Minute) {
 		panic("the server does not start")
 	}
-	nc, err := nats.Connect(srv.ClientURL())
+	nc, err := nats.Connect(srv.ClientURL(), nats.Timeout(time.Minute))
 	must(err)
-	js, err = jetstream.New(nc)
+	js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(time.Minute))
 	must(err)
 	ctx := context.Background()
 	_, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "ZULIP_acme", Subjects: []string{"zulip.acme.>"}})

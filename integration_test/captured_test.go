@@ -15,7 +15,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"zulip-nats/events"
@@ -191,12 +190,7 @@ func (q *capturedQueue) serve(t *testing.T, done chan<- struct{}) *httptest.Serv
 func TestCapturedAnswers(t *testing.T) {
 	t.Parallel()
 	url := natsServer(t)
-	nc, err := nats.Connect(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js := natstest.JetStream(t, nc)
+	js := natstest.JetStream(t, natstest.Connect(t, url))
 	apiKey := strings.Repeat("capturedKey00000", 2)
 	harness.KeepSecret(apiKey)
 	queues := capturedQueues(t)

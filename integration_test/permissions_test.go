@@ -165,15 +165,13 @@ func TestReadersPermissions(t *testing.T) {
 	harness.Must(t, err)
 
 	refused := make(chan string, 100)
-	nc, err := nats.Connect(n.URL, nats.UserInfo("triage", passwords["triage"]),
+	nc := natstest.Connect(t, n.URL, nats.UserInfo("triage", passwords["triage"]),
 		nats.CustomInboxPrefix("_INBOX_triage"),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				refused <- err.Error()
 			}
 		}))
-	harness.Must(t, err)
-	defer nc.Close()
 	js := natstest.JetStream(t, nc)
 	consumer, err := js.Consumer(t.Context(), w.stream, "triage")
 	harness.Must(t, err)
@@ -234,10 +232,8 @@ func TestMoreThanMeant(t *testing.T) {
 	w.settle()
 
 	user := func(name, password string) jetstream.JetStream {
-		nc, err := nats.Connect(n.URL, nats.UserInfo(name, password), nats.CustomInboxPrefix("_INBOX_"+name))
-		harness.Must(t, err)
-		t.Cleanup(nc.Close)
-		return natstest.JetStream(t, nc)
+		return natstest.JetStream(t, natstest.Connect(t, n.URL, nats.UserInfo(name, password),
+			nats.CustomInboxPrefix("_INBOX_"+name)))
 	}
 	all, err := user("maker", "theMakersOwn").CreateConsumer(t.Context(), w.stream,
 		jetstream.ConsumerConfig{FilterSubject: "zulip.acme.reaction"})

@@ -214,9 +214,7 @@ func TestNoRights(t *testing.T) {
 		conn, log := dial(t, stream.ConnectConfig{URL: url("bridge")})
 		defer start(conn, log, "one", "1.2.3", realm("acme"))()
 		must(t, conn.Flush())
-		nc, err := nats.Connect(url("all"))
-		must(t, err)
-		defer nc.Close()
+		nc := natstest.Connect(t, url("all"))
 		ask := func() {
 			for _, subject := range []string{"$SRV.PING", "$SRV.INFO.zulip-nats", "zulip-nats.status"} {
 				must(t, nc.PublishRequest(subject, nc.NewInbox(), nil))
@@ -245,10 +243,8 @@ func TestNoRights(t *testing.T) {
 // works sends a request over a connection, and answers it.
 func works(t testing.TB, conn *stream.Conn, url string) {
 	t.Helper()
-	nc, err := nats.Connect(url)
-	must(t, err)
-	defer nc.Close()
-	_, err = nc.Subscribe("work", func(m *nats.Msg) { _ = m.Respond([]byte("{}")) })
+	nc := natstest.Connect(t, url)
+	_, err := nc.Subscribe("work", func(m *nats.Msg) { _ = m.Respond([]byte("{}")) })
 	must(t, err)
 	must(t, nc.Flush())
 	_, err = conn.Ask(t.Context(), "work", nats.NewMsg("work"), patience)

@@ -449,15 +449,7 @@ func TestFollow(t *testing.T) {
 	b := newBus(t, srv.JetStream())
 	b.event("message", said(1, "ops", "x", "Ada", "before"))
 	proxy := natstest.NewProxy(t, srv.URL)
-	nc, err := nats.Connect(proxy.URL, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := natstest.JetStream(t, natstest.Connect(t, proxy.URL))
 	var out natstest.Buffer
 	ctx, stop := context.WithCancel(t.Context())
 	began, ended := make(chan struct{}), make(chan error, 1)

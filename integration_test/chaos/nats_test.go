@@ -364,9 +364,7 @@ func TestNATSCredentials(t *testing.T) {
 		"%s, %s: %s }",
 		sign(operatorClaims, operator), system.public, account.public, sign(accountClaims, operator), system.public,
 		sign(jwt.NewAccountClaims(system.public), operator)))
-	nc, err := nats.Connect(n.URL, nats.UserCredentials(user(0)), nats.MaxReconnects(-1))
-	harness.Must(t, err)
-	t.Cleanup(nc.Close)
+	nc := natstest.Connect(t, n.URL, nats.UserCredentials(user(0)))
 	w := newWorld(t, "acme", n.URL, n.URL)
 	w.nc = nc
 	w.js = natstest.JetStream(t, nc)

@@ -90,7 +90,7 @@ func (s *Server) StoreDir() string { return s.opts.StoreDir }
 // Conn is a connection of the test's own, closed when the test ends.
 func (s *Server) Conn(options ...nats.Option) *nats.Conn {
 	s.t.Helper()
-	return connect(s.t, s.URL, options...)
+	return Connect(s.t, s.URL, options...)
 }
 
 // JetStream is a JetStream context of the test's own.
@@ -99,7 +99,9 @@ func (s *Server) JetStream(options ...nats.Option) jetstream.JetStream {
 	return JetStream(s.t, s.Conn(options...))
 }
 
-func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
+// Connect is a connection of the test's own to any server, closed when the test ends. It
+// waits for the server's greeting for as long as a busy machine may need.
+func Connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
 	t.Helper()
 	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.Timeout(patience / 4),
 		nats.ReconnectWait(50 * time.Millisecond)}, options...)...)

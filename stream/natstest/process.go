@@ -190,7 +190,7 @@ func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
 // Conn is a connection of the test's own, closed when the test ends.
 func (p *Process) Conn(options ...nats.Option) *nats.Conn {
 	p.t.Helper()
-	return connect(p.t, p.URL, options...)
+	return Connect(p.t, p.URL, options...)
 }
 
 // JetStream is a JetStream context of the test's own.
