@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,11 +150,10 @@ func TestConnectionReused(t *testing.T) {
 		}
 		a.Close()
 	}
-	for _, f := range from {
-		if f != from[0] {
-			t.Errorf("connections %v", from)
-			break
-		}
+	// net/http closes a connection whose own goroutine had no turn within 50 ms, as may
+	// happen once on a busy machine.
+	if distinct := slices.Compact(slices.Clone(from)); len(distinct) > 2 {
+		t.Errorf("connections %v", from)
 	}
 }
 
