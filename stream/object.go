@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,7 +71,7 @@ func (s *Stream) PutObject(ctx context.Context, name string, data []byte) error 
 
 // objectStore reads the settings of the bucket's stream, which is made if it is missing.
 func (s *Stream) objectStore(ctx context.Context) (*streamInfo, error) {
-	stream := "OBJ_" + s.cfg.Bucket
+	stream := s.objectStream()
 	info, err := s.readInfo(ctx, stream)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Gone {
 		return info, err
@@ -112,7 +111,7 @@ func (s *Stream) objectStore(ctx context.Context) (*streamInfo, error) {
 func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data []byte) error {
 	bucket, stream := s.cfg.Bucket, store.Config.Name
 	what := fmt.Sprintf("object store %s: %s (%d bytes)", bucket, name, len(data))
-	metaSubject := "$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+	metaSubject := metaSubject(bucket, name)
 	info := jetstream.ObjectInfo{ObjectMeta: jetstream.ObjectMeta{Name: name}, Bucket: bucket, NUID: nuid.Next(),
 		Size: uint64(len(data))}
 	chunkSubject := "$O." + bucket + ".C." + info.NUID
@@ -165,22 +164,28 @@ func (s *Stream) put(ctx context.Context, store *streamInfo, name string, data [
 	if err != nil {
 		// If the power fails here, the chunks are left without a name; the store's age
 		// limit clears them.
-		s.purge(ctx, stream, chunkSubject)
+		s.purge(ctx, stream, info.NUID)
 		return err
 	}
 	// From here on readers see the new object. The old one's chunks are nobody's.
 	var before jetstream.ObjectInfo
 	if old != nil && json.Unmarshal(old.Data, &before) == nil && before.NUID != "" && before.NUID != info.NUID {
-		s.purge(ctx, stream, "$O."+bucket+".C."+before.NUID)
+		s.purge(ctx, stream, before.NUID)
 	}
 	return nil
 }
 
-// purge removes chunks that nothing points to. What it cannot remove goes with the
-// store's age limit.
-func (s *Stream) purge(ctx context.Context, stream, subject string) {
-	_ = s.link.ask(context.WithoutCancel(ctx), "object store: purging", s.api+"STREAM.PURGE."+stream,
-		map[string]string{"filter": subject},
+// purge removes the chunks of an object that nothing points to. What it cannot remove goes
+// with the store's age limit. A purge leaves the bytes in the file until that is written
+// anew (nats-server, filestore.go), so where messages are to be erased they are
+// overwritten before.
+func (s *Stream) purge(ctx context.Context, stream, nuid string) {
+	ctx = context.WithoutCancel(ctx)
+	if s.cfg.Erase {
+		_ = s.eraseChunks(ctx, s.Epoch(), nuid)
+	}
+	_ = s.link.ask(ctx, "object store: purging", s.api+"STREAM.PURGE."+stream,
+		map[string]string{"filter": "$O." + s.cfg.Bucket + ".C." + nuid},
 		s.cfg.AckTimeout, &apiReply{})
 }
 

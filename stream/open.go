@@ -64,6 +64,9 @@ type Config struct {
 	AckTimeout time.Duration
 	// Bucket is the object store for large messages; empty is zulip_<realm>.
 	Bucket string
+	// Erase: what is removed from the object store is overwritten there. See
+	// [Stream.CheckErase].
+	Erase bool
 	// Version is noted in the metadata of a stream that we make.
 	Version string
 	// New is for a stream that we make. An existing stream is never changed.
