@@ -26,6 +26,10 @@ type client interface {
 	Info(ctx context.Context) (stream.Info, error)
 	Fits(m *stream.Message) bool
 	PutObject(ctx context.Context, name string, data []byte) error
+	Object(ctx context.Context, name string) ([]byte, error)
+	Erase(ctx context.Context, epoch, seq uint64) error
+	EraseObject(ctx context.Context, epoch uint64, name string) error
+	Epoch() uint64
 	Dedicated() bool
 }
 
@@ -424,6 +428,54 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 			t.Errorf("the sequence went on to %d, want 5", cur.Seq)
 		}
 		want(t, b, "body 0", "body 3", "body 4")
+	})
+	t.Run("erase", func(t *testing.T) {
+		b := open(t)
+		cur := write(t, b, stream.Cursor{}, some(0, 4))
+		for _, seq := range []uint64{2, 2, 1, 99} {
+			if err := b.Erase(ctx, b.Epoch(), seq); err != nil {
+				t.Errorf("Erase(%d): %v", seq, err)
+			}
+		}
+		kind(t, b.Erase(ctx, b.Epoch()+1, 3), stream.Refused)
+		want(t, b, "body 2", "body 3")
+		if info, err := b.Info(ctx); err != nil || info.FirstSeq != 3 || info.LastSeq != 4 {
+			t.Errorf("Info is %+v, %v", info, err)
+		}
+		if m, err := b.At(ctx, 2); err != nil || m != nil {
+			t.Errorf("At of an erased message is %v, %v", m, err)
+		}
+		if cur = write(t, b, cur, some(4, 2)); cur.Seq != 6 {
+			t.Errorf("cursor %+v behind an erased message", cur)
+		}
+		want(t, b, "body 2", "body 3", "body 4", "body 5")
+	})
+	t.Run("erase an object", func(t *testing.T) {
+		b := open(t)
+		if data, err := b.Object(ctx, "acme/q/1"); err != nil || data != nil {
+			t.Errorf("an object that is not there has %q, %v", data, err)
+		}
+		for _, name := range []string{"acme/q/1", "acme/q/2"} {
+			if err := b.PutObject(ctx, name, []byte(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kind(t, b.EraseObject(ctx, b.Epoch()+1, "acme/q/1"), stream.Refused)
+		for range 2 {
+			if err := b.EraseObject(ctx, b.Epoch(), "acme/q/1"); err != nil {
+				t.Error(err)
+			}
+		}
+		for name, has := range map[string]string{"acme/q/1": "", "acme/q/2": "acme/q/2"} {
+			if data, err := b.Object(ctx, name); err != nil || string(data) != has {
+				t.Errorf("object %s has %q, %v", name, data, err)
+			}
+		}
+		for _, name := range []string{"acme/q/2"} { // the server of all these tests is one
+			if err := b.EraseObject(ctx, b.Epoch(), name); err != nil {
+				t.Error(err)
+			}
+		}
 	})
 	t.Run("scan", func(t *testing.T) {
 		b := open(t)

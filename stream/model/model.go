@@ -34,6 +34,8 @@ type Stream struct {
 	MaxPayload int
 	// MaxObject is how many bytes the object store ever takes for one object. Zero: all.
 	MaxObject int
+	// DenyErase: whoever wants to erase something is told that he may not.
+	DenyErase bool
 	// NoFilter is a server from before 2.11, which does not know the filter of an
 	// expectation. In a stream of our own the stream's sequence says as much, if the
 	// client has made sure of the newest message where the tail was deleted. A stream
@@ -66,6 +68,7 @@ type Stream struct {
 	at       []time.Time // when each of ever was stored, by everybody's clock
 	aged     []entry
 	removed  []entry // by somebody's hand
+	erased   []entry // by a client
 	tails    []time.Time
 	requests map[string]int
 	objects  map[string][]byte
@@ -171,7 +174,7 @@ func (c *Client) enter(op string) (Fault, error) {
 	if f.Fail != 0 {
 		return f, fail(f.Fail, "refused by the model: "+f.Fail.String())
 	}
-	if s.gone && op != "put object" && op != "ask" {
+	if s.gone && !strings.HasSuffix(op, "object") && op != "ask" {
 		return f, fail(stream.Gone, "the stream is deleted")
 	}
 	s.expire()
@@ -597,6 +600,66 @@ func (c *Client) PutObject(ctx context.Context, name string, data []byte) error 
 	return err
 }
 
+// Object is [stream.Stream.Object].
+func (c *Client) Object(ctx context.Context, name string) (data []byte, err error) {
+	err = c.read(ctx, "object", func(view) { data = slices.Clone(c.s.objects[name]) })
+	return data, err
+}
+
+// Erase is [stream.Stream.Erase].
+func (c *Client) Erase(ctx context.Context, epoch, seq uint64) error {
+	return c.erase(ctx, "erase", epoch, func() {
+		if i, ok := slices.BinarySearchFunc(c.s.msgs, seq, bySeq); ok {
+			c.s.erased = append(c.s.erased, c.s.msgs[i])
+			c.s.msgs = slices.Concat(c.s.msgs[:i], c.s.msgs[i+1:])
+		}
+	})
+}
+
+// EraseObject is [stream.Stream.EraseObject].
+func (c *Client) EraseObject(ctx context.Context, epoch uint64, name string) error {
+	return c.erase(ctx, "erase object", epoch, func() { delete(c.s.objects, name) })
+}
+
+// erase does something now, or later: then the client may have given up by the time.
+func (c *Client) erase(ctx context.Context, op string, epoch uint64, f func()) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fault, err := c.enter(op)
+	switch {
+	case err != nil:
+		return err
+	case s.DenyErase:
+		return fail(stream.Wrong, "message delete not permitted")
+	case epoch != s.epoch:
+		return fail(stream.Refused, "the connection is another one than it was read on")
+	}
+	answered := !fault.Deaf && fault.Late < Patience
+	if fault.Late == 0 {
+		f()
+	} else {
+		age := s.age
+		s.writing.Go(func() {
+			time.Sleep(fault.Late)
+			s.with(func() {
+				if s.age == age { // else it has died on its way
+					f()
+				}
+			})
+		})
+	}
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	if answered {
+		return sleep(ctx, fault.Late)
+	}
+	return wait(ctx, Patience)
+}
+
 // Dedicated is [stream.Stream.Dedicated].
 func (c *Client) Dedicated() bool {
 	c.s.mu.Lock()
@@ -798,6 +861,7 @@ const (
 	Held                // it is there
 	Taken               // by the limits
 	Removed             // by somebody's hand: deleted, purged, or gone with the whole stream
+	Erased              // by a client
 )
 
 // Fates says what became of each message of Ever.
@@ -806,6 +870,9 @@ func (s *Stream) Fates() (fates []Fate) {
 		fates = make([]Fate, len(s.ever))
 		for _, e := range s.removed {
 			fates[e.n] = Removed
+		}
+		for _, e := range s.erased {
+			fates[e.n] = Erased
 		}
 		for _, e := range s.aged {
 			fates[e.n] = Taken
@@ -831,7 +898,7 @@ func (s *Stream) Objects() (objects map[string][]byte) {
 }
 
 // Requests counts the requests of a kind that clients have made: last, at, last on, next,
-// scan, info, append, put object, ask.
+// scan, info, append, put object, object, erase, erase object, ask.
 func (s *Stream) Requests(op string) (n int) {
 	s.with(func() { n = s.requests[op] })
 	return n
