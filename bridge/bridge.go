@@ -111,6 +111,10 @@ type Config struct {
 	// Zero: DefaultOversizeWait.
 	OversizeWait time.Duration
 
+	// EraseDeleted: what the stream and the object store hold of a message is erased when a
+	// delete_message event says that it was deleted at Zulip.
+	EraseDeleted bool
+
 	// DeleteQueue makes a stop retire the queue for good: a gap is opened, then Zulip
 	// deletes it. Only who leads does so. Otherwise the queue is left standing, since the
 	// next start resumes it.
@@ -150,6 +154,7 @@ type Bridge struct {
 	largest     int64         // the largest message id that this process stored
 	held        *heldSet      // messages that the stream held before this queue, read when first needed
 	rejected    rejections    // what was rejected at this position without moving it
+	erasing     erasing       // of messages that were deleted
 	losses      int           // queues lost in a row, none of which answered a poll
 	leftovers   []leftover    // queues that may have to be deleted
 	dropped     []string      // the last of them that were

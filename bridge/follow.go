@@ -41,6 +41,7 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 	if err != nil {
 		return err
 	}
+	b.eraseAgain()
 	looked, busy := time.Now(), 0
 	for {
 		if err := ctx.Err(); err != nil {
@@ -63,6 +64,9 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 			return err
 		}
 		b.sweep(ctx, b.cursor.Seq)
+		if err := b.erase(ctx); err != nil {
+			return err
+		}
 		if busy >= busyAnswers && b.poller.ClockOverdue() && b.unlike == "" {
 			return b.changeOver(ctx, events.WhyChangedOver)
 		}

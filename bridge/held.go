@@ -10,12 +10,16 @@ import (
 	"zulip-nats/stream"
 )
 
-// heldSet is the ids of messages that the stream holds, sorted.
-type heldSet struct{ ids []int64 }
+// heldSet is the ids of messages that the stream holds, sorted, and those that it has told
+// to be deleted, where these are erased.
+type heldSet struct {
+	ids     []int64
+	deleted map[int64]bool
+}
 
 func (h *heldSet) has(id int64) bool {
 	_, found := slices.BinarySearch(h.ids, id)
-	return found
+	return found || h.deleted[id]
 }
 
 // mayHold says whether the stream may have held a message before this queue's first poll.
@@ -40,6 +44,10 @@ func (b *Bridge) loadHeld(ctx context.Context, batch []poller.Event) error {
 		func(_ *stream.Stored, id int64) { held.ids = append(held.ids, id) },
 		func() { held.ids = held.ids[:0] })
 	if err != nil && !errors.Is(err, errMoved) { // the limits may take it; what they left was read
+		return err
+	}
+	held.deleted, err = b.toldDeleted(ctx, r.Held.From, &stream.Stored{Seq: r.Held.Until})
+	if err != nil && !errors.Is(err, errMoved) {
 		return err
 	}
 	slices.Sort(held.ids)

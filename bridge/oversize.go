@@ -12,6 +12,7 @@ import (
 	"zulip-nats/events"
 	"zulip-nats/logevent"
 	"zulip-nats/stream"
+	"zulip-nats/subjects"
 )
 
 // DefaultOversizeWait is how long an event that is larger than a message may be waits for
@@ -33,7 +34,7 @@ var errNotCarried = errors.New("the object store does not take it")
 // between leaves an object without a stub, which the bucket's age clears. The name is the
 // same each time, so a retry replaces it by the same bytes.
 func (b *Bridge) claimCheck(ctx context.Context, e entry, name string, in phase) (entry, error) {
-	name = fmt.Sprintf("%s/%s/%s", b.realm, e.after.Queue, name)
+	name = objectName(b.realm, e.after.Queue, name)
 	if err := b.putObject(ctx, name, e.msg.Data, in); err != nil {
 		return entry{}, err
 	}
@@ -46,6 +47,12 @@ func (b *Bridge) claimCheck(ctx context.Context, e entry, name string, in phase)
 		stream.Header{Key: events.HeaderDigest, Value: "SHA-256=" + hex.EncodeToString(digest[:])})
 	e.object, e.msg.Data = len(e.msg.Data), nil
 	return e, nil
+}
+
+// objectName is the name of what the object store has of an event, by its id, or of a
+// message from history.
+func objectName(realm subjects.Realm, queue, name string) string {
+	return fmt.Sprintf("%s/%s/%s", realm, queue, name)
 }
 
 // putObject waits for the object store, but never so long that the queue is lost for one

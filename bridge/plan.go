@@ -10,6 +10,7 @@ import (
 	"zulip-nats/events"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
+	"zulip-nats/subjects"
 )
 
 // Which messages a lost queue kept from us follows from one argument.
@@ -92,6 +93,7 @@ type refillInputs struct {
 	info   stream.Info
 	before *events.Queue     // of the queue that was lost
 	upTo   events.MessageIDs // the newest ids that history shows in its queries
+	erased bool              // some may be missing because they were erased
 }
 
 // plan decides which messages are asked for after a queue was lost, and where in the
@@ -196,10 +198,11 @@ func notCompared(o *events.Open, story *events.Beginning, others *events.Range) 
 }
 
 // unbroken says whether the stream holds all that was stored from a sequence on, as far
-// as its limits are concerned.
+// as its limits are concerned. Where messages were erased, fewer than the limit for a
+// subject do not say that none were taken by it.
 func (in *refillInputs) unbroken(from uint64) bool {
 	most := in.info.MaxPerSubject
-	return in.all && in.info.FirstSeq <= from && (most <= 0 || int64(len(in.held)) < most)
+	return in.all && in.info.FirstSeq <= from && (most <= 0 || !in.erased && int64(len(in.held)) < most)
 }
 
 // planRefill gathers what a plan is made of, and makes it. opened tells of the gap.
@@ -216,6 +219,13 @@ func (b *Bridge) planRefill(ctx context.Context, r *events.Queue, opened *events
 	}
 	if in.held, in.all, err = b.newestHeld(ctx); err != nil {
 		return err
+	}
+	if in.info.MaxPerSubject > 0 {
+		m, err := b.lastOn(ctx, b.realm.Record(subjects.Erased))
+		if err != nil {
+			return err
+		}
+		in.erased = b.cfg.EraseDeleted || m != nil
 	}
 	if len(in.held) == 0 && in.before.Assumed && b.cfg.StartFrom.set() {
 		if in.before.Newest, err = b.startFrom(ctx, r); err != nil {

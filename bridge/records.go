@@ -49,9 +49,13 @@ func (b *Bridge) recordEntry(record, kind string, at poller.Position, body any, 
 // skipped makes the record of a live message event whose message the stream holds
 // already.
 func (b *Bridge) skipped(ev *poller.Event, at poller.Position) (entry, error) {
+	reason := "the stream holds this message already"
+	if b.held.deleted[ev.MessageID] {
+		reason = "the message is deleted, as the stream has told already"
+	}
 	return b.recordEntry(events.RecordSkipped, subjects.Skipped, at,
 		events.Skipped{Record: events.RecordSkipped, EventID: ev.ID, MessageID: ev.MessageID,
-			Reason: "the stream holds this message already"},
+			Reason: reason},
 		stream.Header{Key: events.HeaderEventID, Value: itoa(ev.ID)},
 		stream.Header{Key: events.HeaderMessageID, Value: itoa(ev.MessageID)})
 }

@@ -120,6 +120,14 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 	if err != nil {
 		return err
 	}
+	from := uint64(1)
+	if r.Held != nil {
+		from = r.Held.From
+	}
+	deleted, err := b.toldDeleted(ctx, from, p.last)
+	if err != nil {
+		return err
+	}
 	var passes []*pass
 	if plan.Own {
 		passes = append(passes, newPass(query{narrow: plan.Narrow}, plan.Above.Own, plan.UpTo.Own, plan))
@@ -197,6 +205,9 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 				logevent.HistoryUnreadable.Warn(b.log).Str("reason", m.fault).Int64("behind_message_id", m.id).
 					Msg("a message of history cannot be read, and so not refilled: the record of the gap counts it")
 			}
+			continue
+		case deleted[m.id]:
+			last = m.id
 			continue
 		case held[m.id]:
 			if last = m.id; plan.SentSince > 0 && m.changed >= plan.SentSince {

@@ -37,6 +37,7 @@ const (
 	SideZulip   = "zulip"
 	SideLease   = "lease"
 	SideObjects = "object store"
+	SideErasing = "erasing"
 )
 
 // Status is how a bridge is at one moment. What does not hold now is zero: who does not
@@ -99,6 +100,9 @@ type Counters struct {
 	// stream held; Refilled messages read back from history; Oversize events and messages
 	// in the object store.
 	Rejected, Skipped, Refilled, Oversize uint64
+	// Erased are messages of which the stream held something, and that was erased because
+	// they were deleted at Zulip. One that is deleted again counts again.
+	Erased uint64
 	// Queues are those registered, Gaps those opened, by cause: dropped (by Zulip),
 	// account (a queue belongs to its account), tail (the stream lost its end), past (the
 	// stream lost all), retired. See [GapCauses].
@@ -347,7 +351,8 @@ func (b *Bridge) Status() Status {
 	if s.State == Standby || s.State == Stopped {
 		return s
 	}
-	for side, c := range map[string]*health.Condition{SideNATS: &b.outage.Condition, SideObjects: &b.objects} {
+	for side, c := range map[string]*health.Condition{SideNATS: &b.outage.Condition, SideObjects: &b.objects,
+		SideErasing: &b.erasing.wrong} {
 		state, set := c.State()
 		wrong(side, state, set)
 	}

@@ -22,6 +22,7 @@ func (b *Bridge) store(ctx context.Context, batch *poller.Batch) error {
 	if err != nil {
 		return err
 	}
+	b.erasing.deletes(entries)
 	for i := range batch.Events {
 		b.largest = max(b.largest, batch.Events[i].MessageID)
 	}

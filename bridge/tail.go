@@ -30,6 +30,9 @@ type Stream interface {
 	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
 	Fits(m *stream.Message) bool
 	PutObject(ctx context.Context, name string, data []byte) error
+	Object(ctx context.Context, name string) ([]byte, error)
+	Erase(ctx context.Context, epoch, seq uint64) error
+	EraseObject(ctx context.Context, epoch uint64, name string) error
 	Info(ctx context.Context) (stream.Info, error)
 	Dedicated() bool
 	StepDown()

@@ -71,6 +71,8 @@ func (e *Event) Body() (any, error) {
 		to = new(GapClosed)
 	case RecordRejected:
 		to = new(Rejected)
+	case RecordErased:
+		to = new(Erased)
 	case RecordSkipped:
 		to = new(Skipped)
 	default:

@@ -12,6 +12,7 @@ const (
 	RecordGapClosed = "gap-closed" // [GapClosed]
 	RecordRejected  = "rejected"   // [Rejected]
 	RecordSkipped   = "skipped"    // [Skipped]
+	RecordErased    = "erased"     // [Erased]
 )
 
 // Why a queue is recorded.
@@ -249,4 +250,29 @@ type Rejected struct {
 	Event   string `json:"event,omitempty"`        // the bytes, where they are text
 	Base64  []byte `json:"event_base64,omitempty"` // the bytes, where they are not
 	EventID *int64 `json:"event_id,omitempty"`
+}
+
+// Erased is the body of a bridge.erased record. It comes before the messages that it names
+// are erased, so that what is missing from the stream is always explained, and again,
+// without any, when that is done.
+type Erased struct {
+	Record string `json:"record"`
+	// Messages are the ids, at Zulip, of messages that were deleted and of which the stream
+	// holds something: that is being erased.
+	Messages []int64 `json:"message_ids,omitempty"`
+	// Seqs are the sequences of all that is being erased: the messages, their edits, what
+	// was added to their polls, and records of rejected events of these.
+	Seqs []uint64 `json:"sequences,omitempty"`
+	// Events are those of them that were events of a queue: they are missing from the chain
+	// of [HeaderPrevEventID].
+	Events []ErasedEvents `json:"events,omitempty"`
+	// DoneUpTo: of all delete_message events at this sequence or below, what they named is
+	// erased.
+	DoneUpTo uint64 `json:"done_up_to_sequence"`
+}
+
+// ErasedEvents are events of one queue.
+type ErasedEvents struct {
+	QueueID string  `json:"queue_id"`
+	IDs     []int64 `json:"event_ids"`
 }

@@ -87,6 +87,9 @@ const (
 	StartFromStored   Name = "start_from_stored"  // likewise, for --start-from
 	HistoryUnreadable Name = "history_unreadable" // a message of history is no message
 	RefillTooLarge    Name = "refill_too_large"   // a message of history fits nowhere
+	MessagesErased    Name = "messages_erased"    // what was deleted at Zulip is erased
+	ErasingFails      Name = "erasing_fails"      // it cannot be, for now
+	ErasingAgain      Name = "erasing_again"      // the end of ErasingFails
 	StreamWentBack    Name = "stream_went_back"   // the stream lost what it had acknowledged
 	StreamMadeGood    Name = "stream_made_good"   // Zulip still has that
 	EventRejected     Name = "event_rejected"     // an event cannot be carried as it is

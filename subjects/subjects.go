@@ -51,6 +51,7 @@ const (
 	Gap      = "gap"      // a queue was lost: opened, and later closed
 	Rejected = "rejected" // an event that cannot be carried as it is
 	Skipped  = "skipped"  // a message event whose message the stream holds already
+	Erased   = "erased"   // what was erased, because it was deleted at Zulip
 )
 
 // Realm is one Zulip organization as subjects name it: a token that has been checked. The
