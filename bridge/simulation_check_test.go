@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -58,7 +59,7 @@ func (w *world) dump() {
 		if first(m, events.HeaderRecord) != "" {
 			e = e.RawJSON("body", m.Data)
 		}
-		e.Msg("stored: " + [...]string{"lost", "held", "taken", "removed"}[fates[n]])
+		e.Msg("stored: " + [...]string{"lost", "held", "taken", "removed", "erased"}[fates[n]])
 	}
 	for _, q := range w.zulip.Queues() {
 		w.log.Info().Str("id", q.ID).Time("created", q.Created).Str("dead", q.Dead).Time("died", q.Died).
@@ -98,8 +99,11 @@ type written struct {
 	id     int64 // of the message that it holds, or says that the stream holds; 0 if none
 }
 
-// stands says whether it is there, or would be but for the stream's limits.
-func (m *written) stands() bool { return m.fate == model.Held || m.fate == model.Taken }
+// stands says whether it is there, or would be but for the stream's limits, or because its
+// message was deleted.
+func (m *written) stands() bool {
+	return m.fate == model.Held || m.fate == model.Taken || m.fate == model.Erased
+}
 
 // queueSaid and gapSaid are what records say, as far as the checker needs it.
 type queueSaid struct {
@@ -234,6 +238,95 @@ func (w *world) check() {
 	c.gapsAreTrue()
 	c.leftOver()
 	c.messages()
+	c.erasures()
+}
+
+// erasures: what was erased is about a message that was deleted at Zulip, and a record
+// names it; and nothing is left of a text whose deletion the stream tells.
+func (c *whole) erasures() {
+	deleted := map[int64]bool{}
+	for _, m := range c.zulip.Messages() {
+		deleted[m.ID] = !m.Deleted.IsZero()
+	}
+	named, gone := map[uint64]bool{}, map[string]bool{}
+	for n := range c.all {
+		if m := &c.all[n]; m.record == "erased" {
+			for _, seq := range said[events.Erased](c.world, m).Seqs {
+				named[seq] = true
+			}
+		}
+	}
+	for n := range c.all {
+		m := &c.all[n]
+		if m.fate != model.Erased {
+			continue
+		}
+		if id := aboutMessage(m); !deleted[id] && (id != 0 || first(m.Stored, events.HeaderObject) == "") {
+			c.t.Errorf("what is erased at %d, on %s, is about message %d, and nobody has deleted that", m.Seq, m.Subject, id)
+		}
+		if !named[m.Seq] {
+			c.t.Errorf("no record names what is erased at %d, on %s", m.Seq, m.Subject)
+		}
+		gone[first(m.Stored, events.HeaderObject)] = true
+	}
+	if !c.told.erases || c.deserted {
+		return
+	}
+	objects := c.jet.Objects()
+	for name := range objects {
+		if gone[name] {
+			c.t.Errorf("the stub of object %s is erased, and it is there", name)
+		}
+	}
+	var texts []string
+	for n := range c.all {
+		m := &c.all[n]
+		if m.fate != model.Held || m.record != "" || first(m.Stored, events.HeaderEventType) != "delete_message" {
+			continue
+		}
+		drawn.count("a deletion that the stream tells")
+		var body events.DeleteMessage
+		if err := json.Unmarshal(m.Data, &body); err != nil {
+			c.t.Errorf("a deletion is no JSON: %v", err)
+		}
+		for _, id := range body.IDs() {
+			texts = append(texts, c.texts[id]...)
+		}
+	}
+	for n := range c.all {
+		m := &c.all[n]
+		if m.fate != model.Held {
+			continue
+		}
+		where := [][]byte{m.Data, objects[first(m.Stored, events.HeaderObject)]}
+		for _, text := range texts {
+			if bytes.Contains(where[0], []byte(text)) || bytes.Contains(where[1], []byte(text)) {
+				c.t.Errorf("%q was deleted, as the stream tells, and is still at %d, on %s", text, m.Seq, m.Subject)
+			}
+		}
+	}
+}
+
+// aboutMessage is the message that an event or a rejected one has something of.
+func aboutMessage(m *written) int64 {
+	if m.id != 0 {
+		return m.id
+	}
+	data := m.Data
+	if e := rejectedEvent(m.Stored); e != "" {
+		data = []byte(e)
+	}
+	for _, key := range []string{`"message_id":`, `"message":{"id":`} {
+		if _, rest, ok := bytes.Cut(data, []byte(key)); ok {
+			n := 0
+			for n < len(rest) && rest[n] >= '0' && rest[n] <= '9' {
+				n++
+			}
+			id, _ := strconv.ParseInt(string(rest[:n]), 10, 64)
+			return id
+		}
+	}
+	return 0
 }
 
 // twice: no event and no message is there twice.
@@ -294,10 +387,19 @@ func (c *whole) twice() {
 		}
 	}
 	for n := range c.all {
-		if m := &c.all[n]; m.record == "skipped" && m.stands() && !there[m.id] && !c.truncated {
+		if m := &c.all[n]; m.record == "skipped" && m.stands() && !there[m.id] && !c.truncated && !c.deletes(m.id) {
 			c.t.Errorf("message %d was skipped, and the stream does not hold it", m.id)
 		}
 	}
+}
+
+// deletes says whether the stream has ever told that a message was deleted.
+func (c *whole) deletes(id int64) bool {
+	return slices.ContainsFunc(c.all, func(m written) bool {
+		var body events.DeleteMessage
+		return first(m.Stored, events.HeaderEventType) == "delete_message" && json.Unmarshal(m.Data, &body) == nil &&
+			slices.Contains(body.IDs(), id)
+	})
 }
 
 // twoBadOnes: Zulip itself put two events with one id in the queue, which stories do.
@@ -610,7 +712,7 @@ func (c *whole) messages() {
 			}
 		}
 		clockPut := slices.ContainsFunc(c.told.clockPut, func(p put) bool { return p.unclear(m.Committed) })
-		if there[m.ID] || tooLarge[m.ID] || clockPut || !all ||
+		if there[m.ID] || tooLarge[m.ID] || clockPut || !all || !m.Deleted.IsZero() || // history has it no more
 			(!m.Committed.After(began) || m.ID <= behind) && !asked(&m) {
 			continue
 		}

@@ -41,7 +41,8 @@ func (d *tally) count(what string) {
 var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|a lease|a lease that shares JetStream's fate|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
-	`an object store with a limit|something sent while registering|`+
+	`an object store with a limit|something sent while registering|what is deleted is erased|`+
+	`edited message|deleted message|deleted together|an answer to a poll|a deletion that the stream tells|`+
 	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|`+
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
 	`foreign, on a subject of ours|foreign, on zulip.acme.message|foreign, on zulip.acme.bridge.queue|foreign, on others' subjects|foreign, many|`+
@@ -51,7 +52,7 @@ var everyDraw = strings.Split(`all public channels|narrow|event types with messa
 	`history refused once|history refused for long|history fails for long|history tells to wait an hour|`+
 	`zulip: 429|zulip: 502|zulip: bad queue|zulip: half body|zulip: html 200|zulip: register 5|zulip: reset|`+
 	`a bad event whose write goes wrong|others wrote as many behind it|stream restored|stream purged|newest messages removed|stream deleted|`+
-	`stale at|stale info|stale last|stale last on|stale next|stale scan|`+
+	`stale at|stale info|stale last|stale last on|stale next|stale object|stale scan|`+
 	`fails: unclear|fails: refused|fails: unavailable|fails: full|fails: forbidden|fails: too large|fails: gone|fails: wrong|fails: ConfigError|`+
 	`put object fails|no answer|a ghost|late|stored in part|a scan breaks off`, "|")
 
@@ -111,6 +112,7 @@ type allowances struct {
 	foreign      bool
 	clockPut     []put // that of Zulip
 	paused       bool  // a process stood still
+	erases       bool  // what is deleted is erased
 	redelivered  map[int64]int
 	interest     []span
 	before       int64           // the largest id of the messages from before the first start
@@ -272,6 +274,10 @@ func (w *world) setUp() {
 			w.drew("refilling off")
 			configure = append(configure, func(c *bridge.Config) { c.RefillMaxMessages = -1 })
 		}
+	}
+	if w.told.erases = w.one(2); w.told.erases {
+		w.drew("what is deleted is erased")
+		configure = append(configure, func(c *bridge.Config) { c.EraseDeleted = true })
 	}
 	if s := w.told.start; w.told.startFrom {
 		configure = append(configure, func(c *bridge.Config) {
@@ -508,14 +514,18 @@ func (w *world) rush() {
 
 // traffic is one thing that people do at Zulip.
 func (w *world) traffic() {
+	text := w.newText()
 	m := zulipsim.Message{Channel: channels[w.rng.IntN(3)], Topic: "t",
 		Sender:  []string{"ada@example.com", "grace@example.com"}[w.rng.IntN(2)],
-		Content: fmt.Sprintf("message %d", w.rng.Uint32())}
-	switch w.rng.IntN(24) {
+		Content: text}
+	sent := func(id int64) {
+		w.lastIDs, w.texts[id] = append(w.lastIDs, id), append(w.texts[id], text)
+	}
+	switch w.rng.IntN(28) {
 	case 0, 1: // ids follow insertion, events follow commit
 		drawn.count("late transaction")
 		id, commit := w.zulip.SendDelayed(m)
-		w.lastIDs = append(w.lastIDs, id)
+		sent(id)
 		late := time.Duration(w.rng.IntN(3000)) * time.Millisecond
 		if w.one(8) {
 			drawn.count("later than a minute")
@@ -548,8 +558,9 @@ func (w *world) traffic() {
 		// Together they make answers that are read in several batches.
 		drawn.count("large messages")
 		for range 2 + w.rng.IntN(10) {
-			m.Content = strings.Repeat(fmt.Sprintf("%d ", w.rng.Uint32()), 400+w.rng.IntN(400))
-			w.lastIDs = append(w.lastIDs, w.zulip.SendMessage(m))
+			text = w.newText()
+			m.Content = text + strings.Repeat(fmt.Sprintf("%d ", w.rng.Uint32()), 400+w.rng.IntN(400))
+			sent(w.zulip.SendMessage(m))
 		}
 	case 12:
 		if w.jet.MaxPayload > 0 {
@@ -561,9 +572,66 @@ func (w *world) traffic() {
 			drawn.count("redelivery")
 			w.zulip.Redeliver(id)
 		}
+	case 13:
+		if id := w.someText(); id != 0 {
+			drawn.count("edited message")
+			w.texts[id] = append(w.texts[id], text)
+			if w.one(4) {
+				text += strings.Repeat(" and more", 1000+w.rng.IntN(1000))
+			}
+			w.zulip.EditMessage(id, zulipsim.Edit{Content: &text})
+		}
+	case 14:
+		if id := w.someText(); id != 0 && !w.deleted[id] && w.one(2) {
+			drawn.count("an answer to a poll")
+			w.texts[id] = append(w.texts[id], text)
+			w.zulip.Emit(map[string]any{"type": "submessage", "message_id": id, "content": text})
+		}
+	case 15:
+		if id := w.someText(); id != 0 {
+			drawn.count("deleted message")
+			w.delete(id)
+		}
+	case 16:
+		if w.one(3) {
+			drawn.count("deleted together")
+			var ids []int64
+			for range 2 + w.rng.IntN(8) {
+				ids = append(ids, w.someText())
+			}
+			slices.Sort(ids)
+			w.delete(slices.Compact(ids)...)
+		}
 	default:
-		w.lastIDs = append(w.lastIDs, w.zulip.SendMessage(m))
+		sent(w.zulip.SendMessage(m))
 	}
+}
+
+// newText is a text that nothing else has in it.
+func (w *world) newText() string { return fmt.Sprintf("message %d;", w.rng.Uint64()) }
+
+func (w *world) delete(ids ...int64) {
+	w.zulip.DeleteMessages(ids...)
+	for _, id := range ids {
+		w.deleted[id] = true
+	}
+}
+
+// someText is a message whose texts are known, 0 if there is none. It may be deleted, or
+// not there yet; a newer one is as likely as all others.
+func (w *world) someText() int64 {
+	n := len(w.lastIDs)
+	if n == 0 {
+		return 0
+	}
+	from := 0
+	if w.one(2) {
+		from = max(0, n-10)
+	}
+	if id := w.lastIDs[from+w.rng.IntN(n-from)]; w.texts[id] != nil {
+		return id
+	}
+	return 0
 }
 
 // zulipTrouble lets something go wrong on the Zulip side for a while.
@@ -861,7 +929,7 @@ func (w *world) faults(op string) (f model.Fault) {
 		}
 		return f
 	}
-	read := op != "append" && op != "put object" && op != "ask"
+	read := op != "append" && op != "put object" && op != "ask" && !strings.HasPrefix(op, "erase")
 	if read && time.Now().Before(w.deposed) && model.Coin(w.luck, 0.5) {
 		drawn.count("stale " + op)
 		f.Stale = true

@@ -96,6 +96,8 @@ type world struct {
 
 	commits   sync.WaitGroup
 	lastIDs   []int64
+	texts     map[int64][]string // all that a message ever said, as far as it is drawn
+	deleted   map[int64]bool
 	truncated bool // the stream lost something by itself
 	told      allowances
 	acks      sync.Mutex
@@ -110,7 +112,7 @@ type world struct {
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), log: zerolog.Nop(), zulip: &zulipsim.Server{Seed: seed},
 		options: poller.DefaultOptions(),
-		stored:  map[string]bool{}, luck: rand.New(rand.NewPCG(seed, 1))}
+		stored:  map[string]bool{}, texts: map[int64][]string{}, deleted: map[int64]bool{}, luck: rand.New(rand.NewPCG(seed, 1))}
 	if *oneSeed != 0 {
 		w.log = zerolog.New(zerolog.ConsoleWriter{Out: t.Output(), NoColor: true,
 			TimeFormat: "15:04:05.000"}).With().Timestamp().Logger()
@@ -474,6 +476,21 @@ func (c *gated) Append(ctx context.Context, after stream.Cursor, msgs []stream.M
 func (c *gated) Info(ctx context.Context) (stream.Info, error) {
 	defer c.pass()()
 	return c.Client.Info(ctx)
+}
+
+func (c *gated) Object(ctx context.Context, name string) ([]byte, error) {
+	defer c.pass()()
+	return c.Client.Object(ctx, name)
+}
+
+func (c *gated) Erase(ctx context.Context, epoch, seq uint64) error {
+	defer c.pass()()
+	return c.Client.Erase(ctx, epoch, seq)
+}
+
+func (c *gated) EraseObject(ctx context.Context, epoch uint64, name string) error {
+	defer c.pass()()
+	return c.Client.EraseObject(ctx, epoch, name)
 }
 
 func (c *gated) PutObject(ctx context.Context, name string, data []byte) error {

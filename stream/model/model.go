@@ -34,8 +34,6 @@ type Stream struct {
 	MaxPayload int
 	// MaxObject is how many bytes the object store ever takes for one object. Zero: all.
 	MaxObject int
-	// DenyErase: whoever wants to erase something is told that he may not.
-	DenyErase bool
 	// NoFilter is a server from before 2.11, which does not know the filter of an
 	// expectation. In a stream of our own the stream's sequence says as much, if the
 	// client has made sure of the newest message where the tail was deleted. A stream
@@ -633,8 +631,6 @@ func (c *Client) erase(ctx context.Context, op string, epoch uint64, f func()) e
 	switch {
 	case err != nil:
 		return err
-	case s.DenyErase:
-		return fail(stream.Wrong, "message delete not permitted")
 	case epoch != s.epoch:
 		return fail(stream.Refused, "the connection is another one than it was read on")
 	}
