@@ -74,38 +74,27 @@ func (x *erasable) forget(before uint64) {
 }
 
 // about says of which message a stored message has something that goes with it; ok is
-// false where it has nothing, or is none of ours. read gives the bytes of a stub; it may
-// give none.
+// false where it has nothing, or is none of ours. read gives its bytes, which may be in the
+// object store; it may give none.
 //
 // Reactions, flags and the like hold an id and no text. So does a move, and it is about
 // other messages besides: it goes if it holds a text too, or is about that message alone.
-func about(m *stream.Stored, read func(object string) ([]byte, error)) (id int64, ok bool, err error) {
-	if _, ours := resumePointOf(m); !ours {
-		return 0, false, nil
-	}
-	record, kind := header(m, events.HeaderRecord), header(m, events.HeaderEventType)
+func about(m *stream.Stored, read func() ([]byte, error)) (id int64, ok bool, err error) {
 	switch {
-	case record == events.RecordRejected:
-		if _, has := headerInt(m, events.HeaderEventID); !has {
-			return 0, false, nil // a start looks for it (loadRejected)
-		}
+	case !mayGo(m):
+		return 0, false, nil
+	case header(m, events.HeaderRecord) == events.RecordRejected:
 		if body := decode[events.Rejected](m); body != nil {
 			id, ok = aboutRejected(append([]byte(body.Event), body.Base64...))
 		}
 		return id, ok, nil
-	case record != "":
-		return 0, false, nil
-	case kind == "message":
+	case header(m, events.HeaderEventType) == "message":
 		id, ok = headerInt(m, events.HeaderMessageID)
 		return id, ok && id > 0, nil
-	case kind != "update_message" && kind != "submessage":
-		return 0, false, nil
 	}
-	data := m.Data
-	if object := header(m, events.HeaderObject); object != "" {
-		if data, err = read(object); err != nil {
-			return 0, false, err
-		}
+	data, err := read()
+	if err != nil {
+		return 0, false, err
 	}
 	var body struct {
 		ID       int64           `json:"message_id"`
@@ -122,6 +111,26 @@ func about(m *stream.Stored, read func(object string) ([]byte, error)) (id int64
 	alone := !slices.ContainsFunc(body.IDs, func(id int64) bool { return id != body.ID })
 	return body.ID, text || alone, nil
 }
+
+// mayGo says whether a stored message is of a kind that may be erased at all: an event of
+// ours that has a text, or the record of one that was rejected. What a start looks for is
+// not: the records of all else, and of rejected events without an id (loadRejected).
+func mayGo(m *stream.Stored) bool {
+	if _, ours := resumePointOf(m); !ours {
+		return false
+	}
+	switch header(m, events.HeaderRecord) {
+	case "":
+		return slices.Contains(erasedTypes, header(m, events.HeaderEventType))
+	case events.RecordRejected:
+		_, has := headerInt(m, events.HeaderEventID)
+		return has
+	}
+	return false
+}
+
+// erasedTypes are the types of events that have a text of a message.
+var erasedTypes = []string{"message", "update_message", "submessage"}
 
 // aboutRejected reads of which message an event is that was rejected, of which there may
 // be only the beginning.

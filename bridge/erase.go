@@ -46,11 +46,18 @@ const (
 	// eraseSilent is the pause from which on it is said that it fails, where that may pass
 	// by itself: the third time in a row.
 	eraseSilent = 4 * time.Second
+	// erasePauseYoung is the pause where an object is too young, see errYoung.
+	erasePauseYoung = 5 * time.Second
 	// eraseMost is how many messages of the stream one record names at most.
 	eraseMost = 500
 	// eraseSlice is how many sequences are read at a time, to know what they are about.
 	eraseSlice = 200_000
 )
+
+// errYoung says that an object has just been stored: a leader of the object store that was
+// deposed may say that there is none, and it would stay. No read of the stream says more of
+// it, so that is waited out.
+var errYoung = errors.New("an object is too young to be erased")
 
 // erasing is what this process knows of what is to be erased.
 type erasing struct {
@@ -103,6 +110,10 @@ func (b *Bridge) erase(ctx context.Context) error {
 	if errors.Is(err, errMoved) || errors.Is(err, errNotLeader) || mustEnd(err) {
 		return err
 	}
+	if errors.Is(err, errYoung) {
+		e.after = time.Now().Add(erasePauseYoung)
+		return nil
+	}
 	b.report.failed(SideErasing, err)
 	e.pause = min(max(2*e.pause, erasePauseMin), erasePauseMax)
 	e.after = time.Now().Add(e.pause)
@@ -140,13 +151,8 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 		return false, errBehind
 	}
 	if !e.known {
-		m, err := newestOurs(ctx, b.stream, b.realm.Record(subjects.Erased))
-		if err != nil {
-			return false, err
-		}
-		e.known, e.upTo = true, 0
-		if r := decode[events.Erased](m); r != nil {
-			e.upTo = r.DoneUpTo
+		if err := b.resumeErasing(ctx, epoch, newest); err != nil {
+			return false, behindIf(err)
 		}
 	}
 	deletions, err := b.deletions(ctx, e.upTo+1, newest)
@@ -186,6 +192,52 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 	return true, nil
 }
 
+// resumeErasing reads how far the erasing is, and ends what another process, or this one,
+// had begun: what the newest record names. Among that may be a stub whose object is erased,
+// of which nothing else says any more what it was about.
+func (b *Bridge) resumeErasing(ctx context.Context, epoch uint64, newest *stream.Stored) error {
+	subject := b.realm.Record(subjects.Erased)
+	m, err := newestOurs(ctx, b.stream, subject)
+	if err != nil {
+		return err
+	}
+	from := uint64(1)
+	if m != nil {
+		from = m.Seq + 1
+	}
+	err = b.lacking(ctx, from, newest, func(map[uint64]bool) {}, func(newer *stream.Stored) error {
+		if _, ours := resumePointOf(newer); ours {
+			m = newer
+		}
+		return nil
+	}, subject)
+	if err != nil {
+		return err
+	}
+	r := decode[events.Erased](m)
+	if r == nil {
+		r = &events.Erased{}
+	}
+	for _, seq := range r.Seqs {
+		left, err := b.stream.At(ctx, seq)
+		if err != nil {
+			return err
+		}
+		if left == nil || !mayGo(left) {
+			continue
+		}
+		d := doomedOf(b.realm, left, 0)
+		if err := b.old(ctx, left, newest, d.object); err != nil {
+			return err
+		}
+		if err := b.eraseOne(ctx, epoch, d); err != nil {
+			return err
+		}
+	}
+	b.erasing.known, b.erasing.upTo = true, r.DoneUpTo
+	return nil
+}
+
 // mustEnd says whether an error is one that no waiting heals, and that ends the process.
 func mustEnd(err error) bool {
 	settings, _ := errors.AsType[*stream.ConfigError](err)
@@ -218,12 +270,9 @@ func (b *Bridge) deletions(ctx context.Context, from uint64, until *stream.Store
 		if _, ours := resumePointOf(m); !ours || header(m, events.HeaderRecord) != "" {
 			return nil
 		}
-		data := m.Data
-		if object := header(m, events.HeaderObject); object != "" {
-			var err error
-			if data, err = b.ourObject(ctx, object); err != nil {
-				return err
-			}
+		data, err := b.bytesOf(ctx, m, until)
+		if err != nil {
+			return err
 		}
 		var body events.DeleteMessage
 		if json.Unmarshal(data, &body) == nil {
@@ -268,7 +317,7 @@ func (b *Bridge) lacking(ctx context.Context, from uint64, until *stream.Stored,
 			return err
 		}
 		if m == nil {
-			continue // the limits took it
+			return errBehind // it was there just now
 		}
 		if err := f(m); err != nil {
 			return err
@@ -277,13 +326,34 @@ func (b *Bridge) lacking(ctx context.Context, from uint64, until *stream.Stored,
 	return nil
 }
 
-// ourObject reads an object that a stub of the realm names; a name that is not one of ours
-// names nothing.
-func (b *Bridge) ourObject(ctx context.Context, name string) ([]byte, error) {
+// bytesOf is the bytes of an event, of a stub those of its object; nil where that is there
+// no more, or is none of ours.
+func (b *Bridge) bytesOf(ctx context.Context, m, newest *stream.Stored) ([]byte, error) {
+	name := header(m, events.HeaderObject)
+	if name == "" {
+		return m.Data, nil
+	}
 	if !strings.HasPrefix(name, b.realm.String()+"/") {
 		return nil, nil
 	}
-	return b.stream.Object(ctx, name)
+	data, err := b.stream.Object(ctx, name)
+	if err == nil && data == nil {
+		err = b.old(ctx, m, newest, name)
+	}
+	return data, err
+}
+
+// old says errYoung if a message with an object was stored so shortly before another that a
+// deposed leader may not have the object. With one server there is none.
+func (b *Bridge) old(ctx context.Context, m, newest *stream.Stored, object string) error {
+	if object == "" || newest.Time.Sub(m.Time) > recentTime {
+		return nil
+	}
+	info, err := b.stream.Info(ctx)
+	if err == nil && info.Replicas > 1 {
+		err = errYoung
+	}
+	return err
 }
 
 // indexUpTo reads what the index does not know yet of the stream, up to a message of ours
@@ -309,7 +379,7 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 	}
 	x.forget(info.FirstSeq)
 	var on []string
-	for _, kind := range []string{"message", "update_message", "submessage"} {
+	for _, kind := range erasedTypes {
 		subject, err := b.realm.Event(kind)
 		if err != nil {
 			return false, err
@@ -318,7 +388,7 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 	}
 	on = append(on, b.realm.Record(subjects.Rejected))
 	f := func(m *stream.Stored) error {
-		id, ok, err := about(m, func(object string) ([]byte, error) { return b.ourObject(ctx, object) })
+		id, ok, err := about(m, func() ([]byte, error) { return b.bytesOf(ctx, m, newest) })
 		if ok {
 			x.add(id, m.Seq)
 		}
@@ -365,7 +435,15 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 	err error) {
 	seqs := b.erasing.index.find(ids)
 	for len(seqs) > 0 {
+		newest, err := b.stream.At(ctx, b.knownSeq)
+		switch {
+		case err != nil:
+			return false, err
+		case newest == nil:
+			return false, errBehind
+		}
 		var list []doomed
+		missing := map[uint64]bool{}
 		n := 0
 		for ; n < len(seqs) && len(list) < eraseMost; n++ {
 			m, err := b.stream.At(ctx, seqs[n])
@@ -373,15 +451,24 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 				return false, err
 			}
 			if m == nil {
+				missing[seqs[n]] = true
 				continue
 			}
-			d, ok, err := b.doom(ctx, m, ids)
+			id, ok, err := about(m, func() ([]byte, error) { return b.bytesOf(ctx, m, newest) })
 			if err != nil {
 				return false, err
 			}
-			if ok {
-				list = append(list, d)
+			if !ok || !ids[id] {
+				continue
 			}
+			d := doomedOf(b.realm, m, id)
+			if err := b.old(ctx, m, newest, d.object); err != nil {
+				return false, err
+			}
+			list = append(list, d)
+		}
+		if err := b.trulyGone(ctx, missing, newest); err != nil {
+			return false, behindIf(err)
 		}
 		seqs = seqs[n:]
 		for len(list) > 0 {
@@ -397,26 +484,39 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 	return true, nil
 }
 
-// doom says what has to be erased with a message of the stream, if it is about one of
-// these.
-func (b *Bridge) doom(ctx context.Context, m *stream.Stored, ids map[int64]bool) (d doomed, ok bool, err error) {
-	id, ok, err := about(m, func(object string) ([]byte, error) { return b.ourObject(ctx, object) })
-	if err != nil || !ok || !ids[id] {
-		return d, false, err
+// trulyGone says errBehind if a message that a read did not find is there all the same: a
+// deposed leader lacks the newest.
+func (b *Bridge) trulyGone(ctx context.Context, missing map[uint64]bool, newest *stream.Stored) error {
+	if len(missing) == 0 {
+		return nil
 	}
-	d = doomed{seq: m.Seq, id: id, queue: header(m, events.HeaderQueueID), event: -1,
+	there := false
+	err := b.recent(ctx, newest, func(m *stream.Stored) error {
+		there = there || missing[m.Seq]
+		return nil
+	})
+	if err == nil && there {
+		err = errBehind
+	}
+	return err
+}
+
+// doomedOf says what has to be erased with a message of the stream that is about that
+// message of Zulip's.
+func doomedOf(realm subjects.Realm, m *stream.Stored, id int64) doomed {
+	d := doomed{seq: m.Seq, id: id, queue: header(m, events.HeaderQueueID), event: -1,
 		object: header(m, events.HeaderObject)}
 	if n, has := headerInt(m, events.HeaderEventID); has {
 		d.event = n
 	}
 	if header(m, events.HeaderRecord) == events.RecordRejected {
 		// The object store may have taken it all the same, after it was given up.
-		d.object = objectName(b.realm, d.queue, itoa(d.event))
+		d.object = objectName(realm, d.queue, itoa(d.event))
 	}
-	if !strings.HasPrefix(d.object, b.realm.String()+"/") {
+	if !strings.HasPrefix(d.object, realm.String()+"/") {
 		d.object = ""
 	}
-	return d, true, nil
+	return d
 }
 
 // eraseNamed writes the record that names what is to be erased, as much as fits, and
@@ -439,15 +539,7 @@ func (b *Bridge) eraseNamed(ctx context.Context, epoch uint64, list []doomed) (n
 	// what is left is found again.
 	gone := map[int64]bool{}
 	for _, d := range list[:n] {
-		if err := b.leading(); err != nil {
-			return 0, err
-		}
-		if d.object != "" { // first: only the stub knows its name
-			if err := b.stream.EraseObject(ctx, epoch, d.object); err != nil {
-				return 0, err
-			}
-		}
-		if err := b.stream.Erase(ctx, epoch, d.seq); err != nil {
+		if err := b.eraseOne(ctx, epoch, d); err != nil {
 			return 0, err
 		}
 		gone[d.id] = true
@@ -457,6 +549,19 @@ func (b *Bridge) eraseNamed(ctx context.Context, epoch uint64, list []doomed) (n
 	logevent.MessagesErased.Info(b.log).Int("messages", len(gone)).Int("in_the_stream", n).
 		Msg("what was deleted at Zulip is erased")
 	return n, nil
+}
+
+// eraseOne erases one message of the stream that a record names.
+func (b *Bridge) eraseOne(ctx context.Context, epoch uint64, d doomed) error {
+	if err := b.leading(); err != nil {
+		return err
+	}
+	if d.object != "" { // first: only the stub knows its name
+		if err := b.stream.EraseObject(ctx, epoch, d.object); err != nil {
+			return err
+		}
+	}
+	return b.stream.Erase(ctx, epoch, d.seq)
 }
 
 // erasedBody names what is about to be erased.

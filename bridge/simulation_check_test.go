@@ -278,7 +278,7 @@ func (c *whole) erasures() {
 			c.t.Errorf("the stub of object %s is erased, and it is there", name)
 		}
 	}
-	var texts []string
+	texts := map[string]string{} // and what tells of their deletion
 	for n := range c.all {
 		m := &c.all[n]
 		if m.fate != model.Held || m.record != "" || first(m.Stored, events.HeaderEventType) != "delete_message" {
@@ -290,7 +290,9 @@ func (c *whole) erasures() {
 			c.t.Errorf("a deletion is no JSON: %v", err)
 		}
 		for _, id := range body.IDs() {
-			texts = append(texts, c.texts[id]...)
+			for _, text := range c.texts[id] {
+				texts[text] = fmt.Sprintf("message %d, as %d tells", id, m.Seq)
+			}
 		}
 	}
 	for n := range c.all {
@@ -299,9 +301,9 @@ func (c *whole) erasures() {
 			continue
 		}
 		where := [][]byte{m.Data, objects[first(m.Stored, events.HeaderObject)]}
-		for _, text := range texts {
+		for text, told := range texts {
 			if bytes.Contains(where[0], []byte(text)) || bytes.Contains(where[1], []byte(text)) {
-				c.t.Errorf("%q was deleted, as the stream tells, and is still at %d, on %s", text, m.Seq, m.Subject)
+				c.t.Errorf("%q was deleted (%s), and is still at %d, on %s", text, told, m.Seq, m.Subject)
 			}
 		}
 	}
