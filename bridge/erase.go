@@ -51,7 +51,7 @@ const (
 	// eraseMost is how many messages of the stream one record names at most.
 	eraseMost = 500
 	// eraseSlice is how many sequences are read at a time, to know what they are about.
-	eraseSlice = 200_000
+	eraseSlice = 50_000
 )
 
 // errYoung says that an object has just been stored: a leader of the object store that was

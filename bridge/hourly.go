@@ -16,12 +16,13 @@ type Work struct {
 	Polls    uint64 // that ended, however they did
 	Gaps     uint64 // opened
 	Refilled uint64 // messages read back from history
+	Erased   uint64 // messages of which something was erased, because they were deleted
 }
 
 // Work adds up what was done since the process began.
 func (c *Counters) Work() Work {
 	p := &c.Polls
-	w := Work{Bytes: c.Bytes, Refilled: c.Refilled, Polls: p.Events + p.Empty + p.Refused + p.Limited + p.Failed}
+	w := Work{Bytes: c.Bytes, Refilled: c.Refilled, Erased: c.Erased, Polls: p.Events + p.Empty + p.Refused + p.Limited + p.Failed}
 	for _, n := range c.Events {
 		w.Events += n
 	}
@@ -35,6 +36,9 @@ func (c *Counters) Work() Work {
 func (w Work) MarshalZerologObject(e *zerolog.Event) {
 	e.Uint64("events_stored", w.Events).Uint64("bytes_stored", w.Bytes).Uint64("polls", w.Polls).
 		Uint64("gaps_opened", w.Gaps).Uint64("messages_refilled", w.Refilled)
+	if w.Erased > 0 { // nothing is, unless it is asked for
+		e.Uint64("messages_erased", w.Erased)
+	}
 }
 
 // Hourly logs one line an hour until ctx ends: what the bridges of this process did in
@@ -60,12 +64,13 @@ func Hourly(ctx context.Context, log zerolog.Logger, bridges ...*Bridge) {
 			now.Polls += w.Polls
 			now.Gaps += w.Gaps
 			now.Refilled += w.Refilled
+			now.Erased += w.Erased
 			if e := s.Expires; !e.IsZero() && (first.IsZero() || e.Before(first)) {
 				first = e
 			}
 		}
 		line := logevent.Hourly.Info(log).EmbedObject(Work{now.Events - before.Events, now.Bytes - before.Bytes,
-			now.Polls - before.Polls, now.Gaps - before.Gaps, now.Refilled - before.Refilled})
+			now.Polls - before.Polls, now.Gaps - before.Gaps, now.Refilled - before.Refilled, now.Erased - before.Erased})
 		if !first.IsZero() {
 			line.Stringer("queue_lives_for", max(time.Until(first), 0).Round(time.Second))
 		}

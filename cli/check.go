@@ -454,6 +454,7 @@ func (k *checker) nats(ctx context.Context, realm subjects.Realm) {
 	}
 	k.room(conn, about)
 	k.rights(ctx, conn, api, name, realm, s)
+	k.erasing(ctx, conn, api, name, s)
 	k.objects(ctx, conn, api, realm)
 	k.lease(ctx, conn, realm, replicas)
 	if about != nil && !about.TimeStamp.IsZero() {
@@ -661,6 +662,29 @@ func (k *checker) rights(ctx context.Context, conn *stream.Conn, api, name strin
 		}
 	}
 	k.ok("consumers", "we may make them on "+name)
+}
+
+// erasing looks whether messages could be erased, where that is asked for; s is nil where
+// there is no stream yet.
+func (k *checker) erasing(ctx context.Context, conn *stream.Conn, api, name string, s *stream.Stream) {
+	if !k.r.EraseDeleted {
+		return
+	}
+	var err error
+	if s != nil {
+		err = s.CheckErase(ctx)
+	} else {
+		err = conn.Probe(ctx, "stream "+name+": erasing messages", api+"STREAM.MSG.DELETE."+name)
+	}
+	var bad *stream.ConfigError
+	if errors.As(err, &bad) && bad.Setting == "deny_delete" {
+		k.fail("right to erase", bad.Stream+" allows nobody to", bad.Error())
+		return
+	}
+	if bad != nil {
+		err = &stream.Error{Kind: stream.Forbidden, Err: bad}
+	}
+	k.right("right to erase", name, err)
 }
 
 // right tells of a right that was tried: there, missing, or not known.

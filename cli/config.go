@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -111,6 +112,9 @@ type RealmConfig struct {
 	// OversizeWait is how long an event that is too large for a message waits for the
 	// object store.
 	OversizeWait time.Duration
+
+	// EraseDeleted: what NATS holds of a message is erased when it was deleted at Zulip.
+	EraseDeleted bool
 
 	// MovedFrom is the organization's address before, where the stream knows it by that
 	// one.
@@ -230,6 +234,8 @@ func (c *Config) settings() []*option {
 		opt(catStore, "oversize-wait",
 			"`TIME` that an event too large for a message waits for an object store that does not take it", "10m",
 			duration(&r.OversizeWait, time.Second, 24*time.Hour)),
+		opt(catStore, "erase-deleted", "erase what the stream and the object store hold of a message when it is "+
+			"deleted at Zulip", "", truth(&r.EraseDeleted), yes),
 		opt(catStore, "moved-from", "`URL` of the organization before it moved to another host, for a stream that "+
 			"knows it by that one", "",
 			site(&r.MovedFrom)),
@@ -299,6 +305,11 @@ func (c *Config) check() error {
 	if replicas := c.Realms[0].New.Replicas; replicas > 1 && n.URL == "" {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
+	}
+	if r := &c.Realms[0]; r.EraseDeleted && r.Queue.EventTypes != nil &&
+		!slices.Contains(r.Queue.EventTypes, "delete_message") {
+		wrong = append(wrong, usageErrorf("--erase-deleted (or ZULIP_NATS_ERASE_DELETED) needs the events that tell of "+
+			"deletions: add delete_message to --event-types, or leave one of the two out"))
 	}
 	return errors.Join(wrong...)
 }

@@ -107,7 +107,8 @@ func natsRemedy(kind string) string {
 // streamConfig says which stream a realm has, for who opens it and for who looks at it.
 func streamConfig(c *Config, r *RealmConfig, realm subjects.Realm) stream.Config {
 	return stream.Config{Realm: realm.String(), Filter: realm.All(), Name: r.Stream, Domain: c.JSDomain,
-		APIPrefix: c.JSAPIPrefix, QueueLife: cmp.Or(r.Queue.Life, poller.DefaultLife), Path: r.Path, New: r.New}
+		APIPrefix: c.JSAPIPrefix, QueueLife: cmp.Or(r.Queue.Life, poller.DefaultLife), Path: r.Path, New: r.New,
+		Erase: r.EraseDeleted}
 }
 
 // buildBridge builds the bridge of one realm on a connection that outlives it; writer is
@@ -139,6 +140,12 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 			s, err := stream.Open(ctx, conn, cfg)
 			if err != nil {
 				return nil, err
+			}
+			if current == nil && r.EraseDeleted { // later it is told and tried again
+				if err := s.CheckErase(ctx); err != nil {
+					s.Close()
+					return nil, err
+				}
 			}
 			if current != nil {
 				current.Close() // of a stream that was deleted
@@ -182,6 +189,7 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 		RefillMaxMessages: r.BackfillMaxMessages,
 		DeleteQueue:       r.DeleteQueue,
 		OversizeWait:      r.OversizeWait,
+		EraseDeleted:      r.EraseDeleted,
 		Disconnected:      conn.Disconnected(),
 		MovedFrom:         r.MovedFrom,
 		Version:           version,

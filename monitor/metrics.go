@@ -75,13 +75,15 @@ var (
 		"When a gap was last opened since the process began. Absent before the first.", "realm")
 	gapOpen  = desc("gap_open", "1 while a gap is open whose messages are not all read back.", "realm")
 	refilled = desc("messages_refilled_total", "Messages read back from Zulip's history and stored.", "realm")
+	erased   = desc("messages_erased_total",
+		"Messages of which something was erased, because they were deleted at Zulip.", "realm")
 	rejected = desc("events_rejected_total", "Events that could not be carried as they are; a record has each.",
 		"realm")
 	oversize = desc("events_oversize_total",
 		"Events and messages larger than a message of NATS may be, stored in the object store.", "realm")
 
 	all = []*prometheus.Desc{buildInfo, leader, state, stored, bytesStored, lastStored, lastPoll, queueExpires, queueLife,
-		pollsTotal, errorsTotal, rateLimited, publish, gapsTotal, lastGap, gapOpen, refilled, rejected,
+		pollsTotal, errorsTotal, rateLimited, publish, gapsTotal, lastGap, gapOpen, refilled, erased, rejected,
 		oversize}
 )
 
@@ -139,6 +141,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		}
 		when(lastGap, n.LastGap, realm)
 		count(refilled, n.Refilled, realm)
+		count(erased, n.Erased, realm)
 		count(rejected, n.Rejected, realm)
 		count(oversize, n.Oversize, realm)
 		for i := range writes.Up {

@@ -230,6 +230,7 @@ type CountersReport struct {
 	Skipped     uint64                       `json:"events_skipped"`
 	Oversize    uint64                       `json:"events_oversize"`
 	Refilled    uint64                       `json:"messages_refilled"`
+	Erased      uint64                       `json:"messages_erased"`
 	Queues      uint64                       `json:"queues_registered"`
 	Gaps        map[string]uint64            `json:"gaps"`
 	Polls       map[string]uint64            `json:"polls"`
@@ -296,7 +297,7 @@ func known(t time.Time) *time.Time {
 
 func counters(c *bridge.Counters) CountersReport {
 	r := CountersReport{Events: c.Events, Bytes: c.Bytes, Rejected: c.Rejected, Skipped: c.Skipped, Oversize: c.Oversize,
-		Refilled: c.Refilled, Queues: c.Queues, Gaps: gaps(c), Polls: polls(c), RateLimited: c.RateLimited,
+		Refilled: c.Refilled, Erased: c.Erased, Queues: c.Queues, Gaps: gaps(c), Polls: polls(c), RateLimited: c.RateLimited,
 		Errors: map[string]map[string]uint64{}}
 	for e, n := range c.Errors {
 		if r.Errors[e.Side] == nil {

@@ -32,7 +32,7 @@ func busy() bridge.Status {
 		Gap:   &bridge.Gap{Since: at, Cause: "Zulip has dropped the queue"},
 		Wrong: map[string]health.State{bridge.SideNATS: {Since: at, Tries: 3, Reason: "away", Text: "NATS is <away>"}},
 		Counters: bridge.Counters{Events: map[string]uint64{"message": 5, "other": 1}, Bytes: 1000, Rejected: 1, Skipped: 2,
-			Refilled: 3, Oversize: 4, Queues: 2, Gaps: map[string]uint64{"dropped": 1}, LastGap: at,
+			Refilled: 3, Erased: 6, Oversize: 4, Queues: 2, Gaps: map[string]uint64{"dropped": 1}, LastGap: at,
 			Polls: poller.Polls{Events: 10, Empty: 1, Refused: 2, Limited: 3, Failed: 4}, RateLimited: 3,
 			Errors: map[bridge.Error]uint64{{Side: bridge.SideZulip, Kind: "server"}: 7}}}
 	s.Counters.Writes.Count, s.Counters.Writes.Sum = 4, 3*time.Second
@@ -97,6 +97,8 @@ zulip_nats_last_poll_timestamp_seconds{realm="acme"} 1.8e+09
 zulip_nats_last_stored_timestamp_seconds{realm="acme"} 1.8e+09
 zulip_nats_leader{realm="acme"} 1
 zulip_nats_leader{realm="other"} 0
+zulip_nats_messages_erased_total{realm="acme"} 6
+zulip_nats_messages_erased_total{realm="other"} 0
 zulip_nats_messages_refilled_total{realm="acme"} 3
 zulip_nats_messages_refilled_total{realm="other"} 0
 zulip_nats_polls_total{outcome="empty",realm="acme"} 1
@@ -187,6 +189,7 @@ func TestStatus(t *testing.T) {
         "events_skipped": 2,
         "events_oversize": 4,
         "messages_refilled": 3,
+        "messages_erased": 6,
         "queues_registered": 2,
         "gaps": {
           "account": 0,
