@@ -41,6 +41,7 @@ func TestPlaceOf(t *testing.T) {
 				"rejected"), phasePoll, 7, true},
 		{"skipped", stored(s, "Zulip-Queue-Id", "q", "Zulip-Event-Id", "7", "Bridge-Position", "7", "Bridge-Record",
 			"skipped"), phasePoll, 7, true},
+		{"erased", stored(s, "Zulip-Queue-Id", "q", "Bridge-Position", "7", "Bridge-Record", "erased"), phasePoll, 7, true},
 		{"gap closed", stored(s, "Zulip-Queue-Id", "q", "Bridge-Position", "-1", "Bridge-Record", "gap-closed"),
 			phasePoll, -1, true},
 		{"new queue", stored(s, "Zulip-Queue-Id", "q", "Bridge-Position", "-1", "Bridge-Record", "queue", "Bridge-Next",

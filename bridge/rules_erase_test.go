@@ -70,6 +70,12 @@ func (w *world) checkChain() {
 			w.t.Errorf("message %d is named as erased, and is there", m.Seq)
 		}
 	}
+	objects := w.jet.Objects()
+	for _, m := range w.jet.Messages() {
+		if name := first(m, events.HeaderObject); name != "" && objects[name] == nil {
+			w.t.Errorf("message %d is the stub of %s, which is not there", m.Seq, name)
+		}
+	}
 	last := map[string]int64{}
 	for n, m := range w.jet.Ever(0) {
 		if w.jet.Fates()[n] == model.Erased {
@@ -263,7 +269,7 @@ func TestEraseAfterACrash(t *testing.T) {
 					one.start()
 					time.Sleep(time.Second)
 					a, b := w.send("a secret"), w.send(strings.Repeat("a large secret ", 1000))
-					w.rewrite(a, "another secret")
+					w.rewrite(a, strings.Repeat("another secret ", 1000))
 					time.Sleep(time.Second)
 					n := 0
 					w.jet.SetFaults(func(op string) (f model.Fault) {
@@ -301,6 +307,65 @@ func TestEraseAfterACrash(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A leader that was deposed answers one read, and knows nothing of what came last.
+func TestEraseAndADeposedLeader(t *testing.T) {
+	for at := 1; ; at++ {
+		reached := false
+		t.Run(fmt.Sprint("read ", at), func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.erases()
+				one.follows(3)
+				w.jet.Depose()
+				a, b := w.send("a secret"), w.send("the other secret")
+				time.Sleep(time.Second)
+				n := 0
+				w.jet.SetFaults(func(op string) (f model.Fault) {
+					if op != "append" && op != "erase" {
+						n++
+						f.Stale = n == at
+						reached = reached || f.Stale
+					}
+					return f
+				})
+				w.zulip.DeleteMessages(a)
+				w.zulip.DeleteMessages(b)
+				time.Sleep(3 * time.Minute)
+				if got := w.holding("secret"); len(got) > 0 {
+					t.Errorf("the text is in %v", got)
+				}
+				w.checkChain()
+				w.check()
+			})
+		})
+		if !reached || t.Failed() || at == 40 {
+			if at < 10 && !t.Failed() {
+				t.Errorf("erasing made %d reads: nothing is shown", at-1)
+			}
+			break
+		}
+	}
+}
+
+// Only the low half of an id is remembered: of two that are alike there, one goes.
+func TestEraseOneOfTwoAlike(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.erases()
+		one.follows(3)
+		a := w.send("a secret")
+		w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: "what stays", ID: a + 1<<32})
+		time.Sleep(time.Second)
+		w.zulip.DeleteMessages(a)
+		time.Sleep(time.Second)
+		if got := w.holding("a secret"); len(got) > 0 {
+			t.Errorf("the text is in %v", got)
+		}
+		if len(w.holding("what stays")) != 1 {
+			t.Error("another message is erased")
+		}
+		w.check()
+	})
 }
 
 // What the server does not carry out is told once and tried again; events are stored

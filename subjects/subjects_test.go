@@ -98,6 +98,7 @@ func TestSubjects(t *testing.T) {
 		"gap":        {r.Record(Gap), "zulip.chat.bridge.gap"},
 		"rejected":   {r.Record(Rejected), "zulip.chat.bridge.rejected"},
 		"skipped":    {r.Record(Skipped), "zulip.chat.bridge.skipped"},
+		"erased":     {r.Record(Erased), "zulip.chat.bridge.erased"},
 		"bad record": {r.Record("gap.>"), ""},
 		"no record":  {r.Record(""), ""},
 	} {
