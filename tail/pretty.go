@@ -246,6 +246,11 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 		return dim("a queue is followed (%s): %s", b.Why, b.QueueID)
 	case *events.Skipped:
 		return dim("message %d is in the stream already", b.MessageID)
+	case *events.Erased:
+		if len(b.Seqs) == 0 { // no news: it is done
+			return dim("what was deleted up to #%d is erased", b.DoneUpTo)
+		}
+		return dim("erased, since it was deleted: %s", plural(len(b.Messages), "message", "messages"))
 	case *events.Rejected:
 		return []span{{styleGap, Clean("an event could not be carried: "+b.Reason, most)}}
 	}

@@ -151,7 +151,7 @@ func TestHostile(t *testing.T) {
 		"gap-opened": fmt.Sprintf(`{"cause":%s}`, v),
 		"gap-closed": fmt.Sprintf(`{"not_refilled":{"reason":%s}}`, v),
 		"rejected":   fmt.Sprintf(`{"reason":%s}`, v),
-		"skipped":    `{"message_id":1}`, "else": fmt.Sprintf(`{"x":%s}`, v),
+		"skipped":    `{"message_id":1}`, "erased": `{"message_ids":[1],"sequences":[1]}`, "else": fmt.Sprintf(`{"x":%s}`, v),
 	} {
 		h := nats.Header{"Bridge-Record": {kind}, "Bridge-Record-Id": {"w-1"}}
 		pretty, _ := printedBy(t, "zulip.acme.bridge.x", h, body, 80)
