@@ -270,7 +270,7 @@ func TestEraseAfterACrash(t *testing.T) {
 					time.Sleep(time.Second)
 					a, b := w.send("a secret"), w.send(strings.Repeat("a large secret ", 1000))
 					w.rewrite(a, strings.Repeat("another secret ", 1000))
-					time.Sleep(time.Second)
+					time.Sleep(40 * time.Second) // the objects are old enough
 					n := 0
 					w.jet.SetFaults(func(op string) (f model.Fault) {
 						if n++; n == at {
@@ -300,7 +300,7 @@ func TestEraseAfterACrash(t *testing.T) {
 				})
 			})
 			if !reached || t.Failed() {
-				if at < 15 && !t.Failed() {
+				if at < 30 && !t.Failed() {
 					t.Errorf("erasing made %d requests: nothing is shown", at-1)
 				}
 				break
