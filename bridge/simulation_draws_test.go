@@ -577,7 +577,7 @@ func (w *world) traffic() {
 			drawn.count("edited message")
 			w.texts[id] = append(w.texts[id], text)
 			if w.one(4) {
-				text += strings.Repeat(" and more", 1000+w.rng.IntN(1000))
+				text += strings.Repeat(" and more", 900+w.rng.IntN(300))
 			}
 			w.zulip.EditMessage(id, zulipsim.Edit{Content: &text})
 		}
