@@ -622,7 +622,6 @@ func TestEraseInAnotherStream(t *testing.T) {
 		w.zulip.DeleteMessages(w.lastIDs[3])
 		time.Sleep(time.Second)
 		w.jet.Delete()
-		w.told.sim = false
 		time.Sleep(time.Minute)
 		w.say(5)
 		a := w.send("a secret")
