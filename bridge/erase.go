@@ -445,7 +445,7 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 		var list []doomed
 		missing := map[uint64]bool{}
 		n := 0
-		for ; n < len(seqs) && len(list) < eraseMost; n++ {
+		for ; n < len(seqs) && len(list) < eraseMost && (n == 0 || time.Now().Before(until)); n++ {
 			m, err := b.stream.At(ctx, seqs[n])
 			if err != nil {
 				return false, err
@@ -472,10 +472,12 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 		}
 		seqs = seqs[n:]
 		for len(list) > 0 {
-			if n, err = b.eraseNamed(ctx, epoch, list); err != nil {
+			if n, err = b.eraseNamed(ctx, epoch, list, until); err != nil {
 				return false, err
 			}
-			list = list[n:]
+			if list = list[n:]; len(list) > 0 && time.Now().After(until) {
+				return false, nil // what is left is found and named again
+			}
 		}
 		if len(seqs) > 0 && time.Now().After(until) {
 			return false, nil
@@ -520,8 +522,8 @@ func doomedOf(realm subjects.Realm, m *stream.Stored, id int64) doomed {
 }
 
 // eraseNamed writes the record that names what is to be erased, as much as fits, and
-// erases that. It returns how many of the list that are.
-func (b *Bridge) eraseNamed(ctx context.Context, epoch uint64, list []doomed) (n int, err error) {
+// erases that, or a part of it if the time is over. It returns how many of the list it did.
+func (b *Bridge) eraseNamed(ctx context.Context, epoch uint64, list []doomed, until time.Time) (n int, err error) {
 	for n = len(list); ; n = (n + 1) / 2 {
 		e, err := b.erasedEntry(erasedBody(list[:n], b.erasing.upTo))
 		if err != nil {
@@ -538,7 +540,11 @@ func (b *Bridge) eraseNamed(ctx context.Context, epoch uint64, list []doomed) (n
 	// From here on the newest message is a record that does not go. If the power fails,
 	// what is left is found again.
 	gone := map[int64]bool{}
-	for _, d := range list[:n] {
+	for i, d := range list[:n] {
+		if i > 0 && time.Now().After(until) {
+			n = i
+			break
+		}
 		if err := b.eraseOne(ctx, epoch, d); err != nil {
 			return 0, err
 		}

@@ -613,6 +613,46 @@ func TestEraseMany(t *testing.T) {
 	})
 }
 
+// A server that is slow holds up events for a few seconds at a time, and no longer.
+func TestEraseSlowly(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.erases()
+		one.start()
+		time.Sleep(time.Second)
+		w.say(200)
+		time.Sleep(time.Minute)
+		w.jet.SetFaults(func(op string) (f model.Fault) {
+			if op == "erase" || op == "at" {
+				f.Late = time.Second
+			}
+			return f
+		})
+		w.zulip.DeleteMessages(w.lastIDs[:100]...)
+		most := time.Duration(0)
+		for range 300 {
+			sent := time.Now()
+			text := fmt.Sprintf("sent at %v", sent)
+			w.send(text)
+			for len(w.holding(text)) == 0 {
+				time.Sleep(100 * time.Millisecond)
+			}
+			most = max(most, time.Since(sent))
+		}
+		if most > 20*time.Second {
+			t.Errorf("an event waited for %v", most)
+		}
+		w.jet.SetFaults(nil)
+		time.Sleep(3 * time.Minute)
+		_, seqs, _ := w.erasedTold()
+		slices.Sort(seqs)
+		if n := len(slices.Compact(seqs)); n != 100 {
+			t.Errorf("%d are erased, want 100", n)
+		}
+		w.checkChain()
+		w.check()
+	})
+}
+
 // Another process has stored something, or the stream was deleted and is another one:
 // what is known of it is read anew.
 func TestEraseInAnotherStream(t *testing.T) {
