@@ -42,7 +42,22 @@ func (b *Bridge) encode(ev *poller.Event, at poller.Position, all *[]stream.Head
 	if ev.MessageID > 0 {
 		add(events.HeaderMessageID, itoa(ev.MessageID))
 	}
+	*all = appendPlace(*all, ev.Recipient, ev.ChannelID)
 	headers := (*all)[from:len(*all):len(*all)]
 	return entry{after: next, tally: eventTally(ev.Type),
 		msg: stream.Message{Subject: subject, Headers: headers, Data: ev.Raw}}, true, nil
+}
+
+// appendPlace appends the headers that say where what an event is about is.
+func appendPlace(headers []stream.Header, kind poller.Recipient, channel int64) []stream.Header {
+	switch kind {
+	case poller.RecipientDirect:
+		return append(headers, stream.Header{Key: events.HeaderRecipientType, Value: events.RecipientDirect})
+	case poller.RecipientChannel:
+		headers = append(headers, stream.Header{Key: events.HeaderRecipientType, Value: events.RecipientChannel})
+		if channel > 0 {
+			headers = append(headers, stream.Header{Key: events.HeaderChannelID, Value: itoa(channel)})
+		}
+	}
+	return headers
 }

@@ -30,6 +30,16 @@ func TestEncode(t *testing.T) {
 			"zulip.acme.stream Event-Id=9 Prev-Event-Id=6 Event-Type=stream Event-Op=create Origin=live", 9},
 		{"a message", poller.Event{ID: 9, HasID: true, Type: "message", MessageID: 51},
 			"zulip.acme.message Event-Id=9 Prev-Event-Id=6 Event-Type=message Origin=live Message-Id=51", 9},
+		{"in a channel", poller.Event{ID: 9, HasID: true, Type: "message", MessageID: 51,
+			Recipient: poller.RecipientChannel, ChannelID: 7},
+			"zulip.acme.message Event-Id=9 Prev-Event-Id=6 Event-Type=message Origin=live Message-Id=51 " +
+				"Recipient-Type=channel Channel-Id=7", 9},
+		{"in a channel that it does not name", poller.Event{ID: 9, HasID: true, Type: "typing",
+			Recipient: poller.RecipientChannel},
+			"zulip.acme.typing Event-Id=9 Prev-Event-Id=6 Event-Type=typing Origin=live Recipient-Type=channel", 9},
+		{"among people", poller.Event{ID: 9, HasID: true, Type: "typing", Op: "start", Recipient: poller.RecipientDirect},
+			"zulip.acme.typing Event-Id=9 Prev-Event-Id=6 Event-Type=typing Event-Op=start Origin=live " +
+				"Recipient-Type=direct", 9},
 		{"one that the stream held", poller.Event{ID: 9, HasID: true, Type: "message", MessageID: 41},
 			"zulip.acme.bridge.skipped Position=9 Record=skipped Event-Id=9 Message-Id=41", 9},
 		{"one between those", poller.Event{ID: 9, HasID: true, Type: "message", MessageID: 42},

@@ -14,7 +14,9 @@ import (
 // pastMessage is a message of Zulip's history.
 type pastMessage struct {
 	id            int64
-	sent, changed int64  // seconds of Zulip's clock; changed is 0 if it never was
+	sent, changed int64 // seconds of Zulip's clock; changed is 0 if it never was
+	recipient     poller.Recipient
+	channel       int64
 	event         []byte // in the shape of a live event
 	fault         string // why it is none that can be carried; then it has no id
 }
@@ -79,7 +81,7 @@ func (h *pass) head(ctx context.Context, z *poller.Poller) (*pastMessage, error)
 				h.asked = max(h.asked, m.ID)
 				if m.ID <= h.upTo && (m.ID > h.above || h.overlap > 0 && m.Timestamp >= h.overlap) {
 					h.page = append(h.page, pastMessage{id: m.ID, sent: m.Timestamp, changed: m.LastChange,
-						event: bytes.Clone(m.Raw)})
+						recipient: m.Recipient, channel: m.ChannelID, event: bytes.Clone(m.Raw)})
 				}
 				return nil
 			}})

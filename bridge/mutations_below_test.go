@@ -4,6 +4,10 @@ package bridge_test
 // leaves, what is taken for stored, and who works.
 
 var pollerMutations = []mutation{
+	{"4: what says that it is direct is in no channel", "poller/scan.go",
+		"\tcase p.kind == RecipientDirect:\n\t\treturn RecipientDirect, 0\n", "", "./poller -run TestScannerPlaces -timeout 2m"},
+	{"4: a message's place is looked for behind a list in it too", "poller/scan.go",
+		"\tif s.depth <= 1 {\n\t\ts.within = memberNone\n\t}\n", "\ts.within = memberNone\n", "./poller -run TestScannerPlaces -timeout 2m"},
 	{"6: an empty poll that waited is told, since somebody else may poll the queue", "poller/poller.go",
 		"\t\tif b != nil && (len(b.Events) > 0 || b.Waited) {\n",
 		"\t\tif b != nil && len(b.Events) > 0 {\n", "./poller -run TestTakenOver -timeout 2m"},

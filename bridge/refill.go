@@ -343,6 +343,7 @@ func (b *Bridge) refilled(ctx context.Context, at poller.Position, m *pastMessag
 			{Key: events.HeaderWriter, Value: b.writer},
 			{Key: events.HeaderMessageID, Value: itoa(m.id)},
 		}}}
+	e.msg.Headers = appendPlace(e.msg.Headers, m.recipient, m.channel)
 	if b.stream.Fits(&e.msg) {
 		return e, nil
 	}

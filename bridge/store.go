@@ -37,7 +37,7 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 		return nil, err
 	}
 	entries := make([]entry, 0, len(batch))
-	headers := make([]stream.Header, 0, 8*len(batch))
+	headers := make([]stream.Header, 0, 10*len(batch))
 	at := b.known
 	for i := range batch {
 		ev := &batch[i]

@@ -27,6 +27,10 @@ type Event struct {
 	ID        int64  // the event's id there; -1 for messages from history and most records
 	Prev      int64  // the id before it in the queue; -1 for the first, and where ID is -1
 	MessageID int64  // of "message" events; else 0
+	// Recipient is RecipientChannel or RecipientDirect, and ChannelID the channel, where
+	// the event itself says it; else empty, and 0.
+	Recipient string
+	ChannelID int64
 	Origin    string // OriginLive or OriginBackfill; empty on records
 
 	// Record says which record it is; empty for Zulip's own events.
@@ -65,7 +69,7 @@ func Decode(subject string, h nats.Header, body []byte) (*Event, error) {
 	}
 	e := &Event{
 		Queue: h.Get(HeaderQueueID), ID: -1, Prev: -1, Origin: h.Get(HeaderOrigin), Record: h.Get(HeaderRecord),
-		Raw: body, Subject: subject, Header: h,
+		Recipient: h.Get(HeaderRecipientType), Raw: body, Subject: subject, Header: h,
 	}
 	kind := ""
 	if parts := strings.SplitN(subject, ".", 3); len(parts) == 3 && parts[0] == "zulip" {
@@ -74,7 +78,7 @@ func Decode(subject string, h nats.Header, body []byte) (*Event, error) {
 	for _, n := range []struct {
 		name string
 		to   *int64
-	}{{HeaderEventID, &e.ID}, {HeaderPrevEventID, &e.Prev}, {HeaderMessageID, &e.MessageID}} {
+	}{{HeaderEventID, &e.ID}, {HeaderPrevEventID, &e.Prev}, {HeaderMessageID, &e.MessageID}, {HeaderChannelID, &e.ChannelID}} {
 		if s := h.Get(n.name); s != "" {
 			v, err := strconv.ParseInt(s, 10, 64)
 			if err != nil {

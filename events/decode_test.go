@@ -144,11 +144,13 @@ func TestMessages(t *testing.T) {
 func TestEnvelope(t *testing.T) {
 	h := stored("message", "", "8")
 	h.Set("Zulip-Message-Id", "31")
+	h.Set("Zulip-Recipient-Type", "channel")
+	h.Set("Zulip-Channel-Id", "6")
 	h.Set("Zulip-Object", "acme/q/8")
 	h.Set("Zulip-Object-Size", "2000000")
 	h.Set("Zulip-Object-Digest", "SHA-256=00")
 	e, err := events.Decode("zulip.acme.message", h, nil)
-	if err != nil || e.MessageID != 31 || e.Stub == nil || *e.Stub != (events.Stub{Object: "acme/q/8", Size: 2000000,
+	if err != nil || e.MessageID != 31 || e.Recipient != events.RecipientChannel || e.ChannelID != 6 || e.Stub == nil || *e.Stub != (events.Stub{Object: "acme/q/8", Size: 2000000,
 		Digest: "SHA-256=00"}) {
 		t.Errorf("a stub: %+v, %v", e, err)
 	}

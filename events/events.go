@@ -48,6 +48,12 @@ const (
 	// stubs too.
 	HeaderMessageID = "Zulip-Message-Id"
 
+	// HeaderRecipientType is RecipientChannel or RecipientDirect, where the event itself
+	// says that what it is about is in a channel, or among people. HeaderChannelID is the
+	// channel's id, where it names one: of messages that move, that where they were.
+	HeaderRecipientType = "Zulip-Recipient-Type"
+	HeaderChannelID     = "Zulip-Channel-Id"
+
 	// HeaderObject is the name of the object that holds a stub's bytes, HeaderSize how
 	// many they are, HeaderDigest their digest, "SHA-256=" and hexadecimal.
 	HeaderObject = "Zulip-Object"
@@ -69,12 +75,15 @@ const (
 	HeaderNext     = "Bridge-Next"
 )
 
-// Values of HeaderOrigin and HeaderNext.
+// Values of HeaderOrigin, HeaderNext and HeaderRecipientType.
 const (
 	OriginLive     = "live"     // it came by the queue
 	OriginBackfill = "backfill" // it was read from history, after a gap or at a start that goes back
 	NextPoll       = "poll"
 	NextRefill     = "refill"
+
+	RecipientChannel = "channel"
+	RecipientDirect  = "direct" // a direct message, of two people or more
 )
 
 // Key is different for every message of all realms' streams of one bridge, and the same

@@ -159,6 +159,7 @@ func newBareLoop(b *testing.B, url string, path stream.Path, size int) *bareLoop
 				{Key: events.HeaderOrigin, Value: "live"},
 				{Key: events.HeaderWriter, Value: "inside"},
 				{Key: events.HeaderMessageID, Value: "1100000"},
+				{Key: events.HeaderRecipientType, Value: "channel"}, {Key: events.HeaderChannelID, Value: "6"},
 			}}
 	}
 	if l.at, _, err = s.Last(b.Context()); err != nil {

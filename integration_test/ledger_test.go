@@ -142,6 +142,7 @@ func want(realm, queue, typ, op string, messageID, id int64, raw []byte) *wanted
 	if messageID != 0 {
 		x.header[events.HeaderMessageID] = strconv.FormatInt(messageID, 10)
 	}
+	maps.Copy(x.header, harness.Place(raw))
 	return x
 }
 
@@ -220,6 +221,11 @@ func compare(realm string, all []harness.Stored, ledger map[harness.EventKey]*wa
 		if origin == "backfill" {
 			if m.Subject != prefix+"message" || m.Get(events.HeaderEventID) != "" || m.Get(events.HeaderPosition) == "" {
 				f.note(&f.wrong, "no refilled message should look like this: %v", m)
+			}
+			for key, value := range harness.Place(m.Data) {
+				if m.Get(key) != value && m.Get(events.HeaderObject) == "" {
+					f.note(&f.wrong, "a refilled message whose %s is not %s: %v", key, value, m)
+				}
 			}
 			continue
 		}

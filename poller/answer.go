@@ -515,6 +515,7 @@ func (a *answer) element(fault string) {
 		if e.Type == "message" {
 			e.MessageID = s.msgID
 		}
+		e.Recipient, e.ChannelID = s.place(e.Type)
 		if s.idState == idGood {
 			e.ID, e.HasID = s.id, true
 		}

@@ -31,6 +31,9 @@ type Message struct {
 	// feature level 365 on a move is in last_moved_timestamp alone, before that in
 	// last_edit_timestamp too.
 	LastChange int64
+	// Recipient and ChannelID are those of the live event.
+	Recipient Recipient
+	ChannelID int64
 	// Raw is {"type":"message","message":{...},"flags":[...]}, all of it as Zulip sent it
 	// but for the place of flags. It is valid until Each returns.
 	Raw   []byte
@@ -146,6 +149,7 @@ func (l *liveShape) message(raw []byte, s *scanner) Message {
 		return Message{Raw: raw, Fault: "its id is missing or no whole number from 0 to 9223372036854775807"}
 	}
 	m := Message{ID: s.id}
+	m.Recipient, m.ChannelID = placed{recipientOf([]byte(s.typ)), s.top.channel}.said()
 	flags := []byte("[]")
 	l.out = append(l.out[:0], `{"type":"message","message":{`...)
 	kept := 0 // members written

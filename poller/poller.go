@@ -55,6 +55,10 @@ type Event struct {
 	Type, Op string
 	// MessageID is the id of the message for events of type message, else 0.
 	MessageID int64
+	// Recipient and ChannelID say where what the event is about is, as far as it says so
+	// itself: in a channel, or among people. ChannelID is 0 where it names none.
+	Recipient Recipient
+	ChannelID int64
 	// Raw is the event, byte for byte as Zulip sent it. If the event was larger than the
 	// poller keeps in memory, Raw is its beginning and Size, SHA256 tell of the whole.
 	Raw    []byte
@@ -66,6 +70,15 @@ type Event struct {
 	// a guess must not be acknowledged.
 	Fault string
 }
+
+// Recipient is where a message went, or what else an event is about.
+type Recipient uint8
+
+const (
+	RecipientUnsaid  Recipient = iota // the event does not say it
+	RecipientChannel                  // a channel
+	RecipientDirect                   // people: direct messages
+)
 
 // Batch is a part of one answer: at most 1,000 events or 8 MiB (one event may be larger
 // by itself).

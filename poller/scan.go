@@ -10,7 +10,7 @@ import (
 
 // scanner reads one JSON value, in as many pieces as it comes in. On the way it checks
 // the grammar (RFC 8259) and picks up the members that the bridge needs: id, type and op
-// of the value itself, and the id of its message. It exists because a library's decoder
+// of the value itself, the id of its message, and where that is. It exists because a library's decoder
 // stops for good at the first bad byte, and because none takes both a value of any size
 // in pieces and the bytes as sent.
 //
@@ -23,7 +23,7 @@ type scanner struct {
 	object  bool   // the innermost open container is an object
 	keep    bool   // the token being read is wanted
 	escaped bool   // the wanted string has escapes
-	inMsg   bool   // the innermost object is the value of "message" at the top
+	within  member // memberMessage or memberRecipient while that object, at the top, is open
 	hex     uint8  // hex digits still due in a \u escape
 	want    member // whose value comes next, or is being read
 	literal string // what is still due of true, false or null
@@ -38,9 +38,52 @@ type scanner struct {
 	typ, op  string
 	hasType  bool
 	msgID    int64
-	root     string // the value itself if it is plain and rootText is set
-	rootText bool   // set by the caller, for members of an answer: keep the value, a string's text or the bytes
-	words    *interned
+	// Where it is: as the top says it, the message, and the recipient.
+	top, msg, rec placed
+	root          string // the value itself if it is plain and rootText is set
+	rootText      bool   // set by the caller, for members of an answer: keep the value, a string's text or the bytes
+	words         *interned
+}
+
+// placed is where something is, as far as one object says it.
+type placed struct {
+	kind    Recipient
+	channel int64 // 0: not said
+}
+
+// recipientOf is what a word of Zulip's stands for. It says stream and private, and in newer
+// places channel and direct.
+func recipientOf(word []byte) Recipient {
+	switch string(word) {
+	case "stream", "channel":
+		return RecipientChannel
+	case "private", "direct":
+		return RecipientDirect
+	}
+	return RecipientUnsaid
+}
+
+// said is what comes of the two: a direct message is in no channel, and what names a
+// channel is in it.
+func (p placed) said() (kind Recipient, channel int64) {
+	switch {
+	case p.kind == RecipientDirect:
+		return RecipientDirect, 0
+	case p.channel > 0:
+		return RecipientChannel, p.channel
+	}
+	return p.kind, 0
+}
+
+// place says where an event of that type is, as far as it says so itself.
+func (s *scanner) place(typ string) (kind Recipient, channel int64) {
+	if typ == "message" {
+		return s.msg.said()
+	}
+	if kind, channel = s.top.said(); kind == RecipientUnsaid {
+		return s.rec.said()
+	}
+	return kind, channel
 }
 
 type scanState uint8
@@ -76,6 +119,9 @@ const (
 	memberType
 	memberOp
 	memberMessage
+	memberRecipient
+	memberKind      // "message_type" at the top, "type" inside "message" and "recipient"
+	memberChannel   // "stream_id" at the top and inside "message", "channel_id" inside "recipient"
 	memberMessageID // "id" inside "message"
 )
 
@@ -129,11 +175,16 @@ func (s *scanner) scan(b []byte) (n int, err error) {
 				if s.want != memberNone {
 					s.begin(c)
 				}
-				enter := s.depth == 1 && s.want == memberMessage
+				enter := memberNone
+				if s.want >= memberMessage && s.want <= memberRecipient && s.depth == 1 {
+					enter = s.want
+				}
 				if err := s.push(true); err != nil {
 					return i, err
 				}
-				s.inMsg = enter
+				if s.depth == 2 {
+					s.within = enter
+				}
 				s.want = memberNone
 				s.state = scanFirstKey
 				i++
@@ -403,12 +454,32 @@ func (s *scanner) begin(c byte) {
 		s.op = ""
 		s.keep = c == '"'
 	case memberMessage:
-		s.msgID = 0
+		s.msgID, s.msg = 0, placed{}
+	case memberRecipient:
+		s.rec = placed{}
 	case memberMessageID:
 		s.msgID = 0
 		s.keep = digit
+	case memberKind:
+		s.here().kind = RecipientUnsaid
+		s.keep = c == '"'
+	case memberChannel:
+		s.here().channel = 0
+		s.keep = digit
 	}
 	s.text, s.escaped = s.text[:0], false
+}
+
+// here is what the object whose member is read, at the top or one of its members, says of
+// its place.
+func (s *scanner) here() *placed {
+	switch s.within {
+	case memberMessage:
+		return &s.msg
+	case memberRecipient:
+		return &s.rec
+	}
+	return &s.top
 }
 
 // beginKey is called behind the quote that begins a key.
@@ -416,7 +487,7 @@ func (s *scanner) beginKey() {
 	s.inKey = true
 	s.state = scanString
 	s.want = memberNone
-	s.keep = s.depth == 1 || s.inMsg && s.depth == 2
+	s.keep = s.depth == 1 || s.depth == 2 && s.within != memberNone
 	if s.keep {
 		s.text, s.escaped = s.text[:0], false
 	}
@@ -441,6 +512,13 @@ func (s *scanner) word(rest []byte) {
 		s.want = s.member(raw)
 		return
 	}
+	if s.want == memberKind {
+		if s.escaped && len(raw) < maxWord {
+			raw = appendUnquoted(nil, raw)
+		}
+		s.here().kind = recipientOf(raw)
+		return
+	}
 	long := len(raw) > maxWord
 	var w string
 	if !long {
@@ -459,14 +537,28 @@ func (s *scanner) word(rest []byte) {
 // member says which member a key names. A key may be written with escapes.
 func (s *scanner) member(key []byte) member {
 	if s.escaped {
-		if len(key) > 6*len("message") {
+		if len(key) > 6*len("message_type") {
 			return memberNone
 		}
-		key = appendUnquoted(make([]byte, 0, 6*len("message")), key)
+		key = appendUnquoted(make([]byte, 0, 6*len("message_type")), key)
 	}
-	if s.depth == 2 {
-		if string(key) == "id" {
+	switch s.within {
+	case memberMessage:
+		switch string(key) {
+		case "id":
 			return memberMessageID
+		case "type":
+			return memberKind
+		case "stream_id":
+			return memberChannel
+		}
+		return memberNone
+	case memberRecipient:
+		switch string(key) {
+		case "type":
+			return memberKind
+		case "channel_id":
+			return memberChannel
 		}
 		return memberNone
 	}
@@ -479,6 +571,12 @@ func (s *scanner) member(key []byte) member {
 		return memberOp
 	case "message":
 		return memberMessage
+	case "recipient":
+		return memberRecipient
+	case "message_type":
+		return memberKind
+	case "stream_id":
+		return memberChannel
 	}
 	return memberNone
 }
@@ -494,9 +592,12 @@ func (s *scanner) number(b []byte, start, end int) {
 		if s.want == memberNone {
 			s.root = string(raw)
 		} else if v, err := strconv.ParseInt(string(raw), 10, 64); err == nil {
-			if s.want == memberID {
+			switch s.want {
+			case memberID:
 				s.id, s.idState = v, idGood
-			} else {
+			case memberChannel:
+				s.here().channel = v
+			default:
 				s.msgID = v
 			}
 		}
@@ -544,7 +645,7 @@ func (s *scanner) push(object bool) error {
 		}
 	}
 	s.depth++
-	s.object, s.inMsg = object, false
+	s.object = object
 	return nil
 }
 
@@ -553,7 +654,9 @@ func (s *scanner) pop() {
 	if s.depth > 0 {
 		s.object = s.kinds[(s.depth-1)>>6]>>((s.depth-1)&63)&1 == 1
 	}
-	s.inMsg = false
+	if s.depth <= 1 {
+		s.within = memberNone
+	}
 	s.ended()
 }
 

@@ -97,6 +97,7 @@ func TestScannerMembers(t *testing.T) {
 		{`{"message":{"id":7},"message":{},"id":1}`, idGood, 1, "", "", false, 0},
 		{`{"message":{"id":7},"message":null,"id":1}`, idGood, 1, "", "", false, 0},
 		{`{"message":{"x":{"id":7}},"id":1}`, idGood, 1, "", "", false, 0},
+		{`{"message":{"a":[1],"b":{"id":3},"id":7},"id":1}`, idGood, 1, "", "", false, 7},
 		{`{"message":[{"id":7}],"id":1}`, idGood, 1, "", "", false, 0},
 		{`{"message":{"id":9007199254740993},"id":1}`, idGood, 1, "", "", false, 9007199254740993},
 		{`{"message":{"id":1.5},"id":1}`, idGood, 1, "", "", false, 0},
@@ -161,6 +162,96 @@ func oracle(t *testing.T, b []byte) (id int64, hasID bool, typ string, hasType b
 	return
 }
 
+// TestScannerPlaces: where an event is, as far as it says so itself, in whatever pieces it
+// comes and wherever the members stand.
+func TestScannerPlaces(t *testing.T) {
+	const unsaid, channel, direct = RecipientUnsaid, RecipientChannel, RecipientDirect
+	for _, test := range []struct {
+		text string
+		kind Recipient
+		id   int64
+	}{
+		{`{"type":"message","message":{"id":1,"type":"stream","stream_id":5},"id":1}`, channel, 5},
+		{`{"type":"message","message":{"type":"channel","stream_id":5,"id":1},"id":1}`, channel, 5},
+		{`{"message":{"topic_links":[],"reactions":[{"id":3}],"stream_id":5,"type":"stream"},"type":"message","id":1}`, channel, 5},
+		{`{"type":"message","message":{"display_recipient":[{"id":7,"type":"stream","stream_id":9}],"type":"private"}}`, direct, 0},
+		{`{"type":"message","message":{"type":"direct"},"stream_id":5,"message_type":"stream"}`, direct, 0},
+		{`{"type":"message","message":{"type":"private","stream_id":5}}`, direct, 0}, // never both
+		{`{"type":"message","message":{"typ\u0065":"pri\u0076ate"}}`, direct, 0},
+		{`{"type":"message","message":{"type":"stream"}}`, channel, 0},
+		{`{"type":"message","message":{"stream_id":5}}`, channel, 5},
+		{`{"type":"message","message":{"type":"private"},"message":{"id":1}}`, unsaid, 0}, // the last counts
+		{`{"type":"message","message":{"type":"huddle"}}`, unsaid, 0},
+		{`{"type":"message","message":null}`, unsaid, 0},
+		{`{"type":"message","message":{"type":null,"stream_id":null}}`, unsaid, 0},
+		{`{"type":"message","message":{"m":{"type":"private"}}}`, unsaid, 0},
+		{`{"type":"message"}`, unsaid, 0},
+		{`{"type":"update_message","message_ids":[4,5],"stream_id":8,"new_stream_id":9}`, channel, 8},
+		{`{"type":"update_message","message_ids":[4,5],"stream_id":8,"stream_id":"x"}`, unsaid, 0},
+		{`{"type":"update_message","message_ids":[4,5]}`, unsaid, 0},
+		{`{"type":"update_message","stream_id":-3}`, unsaid, 0},
+		{`{"type":"update_message","stream_id":0}`, unsaid, 0},
+		{`{"type":"delete_message","message_type":"private","message_ids":[4]}`, direct, 0},
+		{`{"type":"delete_message","message_ids":[4],"stream_id":8,"topic":"t","message_type":"stream"}`, channel, 8},
+		{`{"type":"typing","op":"start","message_type":"direct","recipients":[{"user_id":1}]}`, direct, 0},
+		{`{"type":"typing","op":"start","stream_id":8,"message_type":"channel"}`, channel, 8},
+		{`{"type":"typing_edit_message","recipient":{"user_ids":[8,10],"type":"direct"},"message_id":7}`, direct, 0},
+		{`{"type":"typing_edit_message","recipient":{"type":"channel","channel_id":4,"topic":"t"}}`, channel, 4},
+		{`{"type":"user_topic","stream_id":3,"topic_name":"t"}`, channel, 3},
+		{`{"type":"stream","op":"update","stream_id":3}`, channel, 3},
+		{`{"type":"reaction","message_id":3,"user":{"type":"private","stream_id":3}}`, unsaid, 0},
+		{`{"type":"x","recipient":["private"],"a":{"recipient":{"type":"private"}}}`, unsaid, 0},
+	} {
+		for _, step := range []int{1, 2, 5, 1 << 20} {
+			s, _, ok := scanAll([]byte(test.text), step)
+			if !ok {
+				t.Errorf("%s: refused", test.text)
+				continue
+			}
+			if kind, id := s.place(s.typ); kind != test.kind || id != test.id {
+				t.Errorf("in steps of %d, %s: recipient %d, channel %d; want %d and %d", step, test.text, kind, id,
+					test.kind, test.id)
+			}
+		}
+	}
+}
+
+// placeOracle is what encoding/json makes of a place.
+func placeOracle(t *testing.T, b []byte, typ string) (kind Recipient, channel int64) {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(b, &m) != nil {
+		return
+	}
+	of := func(m map[string]json.RawMessage, kindKey, channelKey string) (kind Recipient, channel int64) {
+		var word string
+		var id int64
+		_ = json.Unmarshal(m[kindKey], &word)
+		if raw := string(m[channelKey]); json.Unmarshal(m[channelKey], &id) != nil || id <= 0 ||
+			strings.Trim(raw, "0123456789") != "" {
+			id = 0
+		}
+		switch {
+		case word == "private" || word == "direct":
+			return RecipientDirect, 0
+		case word == "stream" || word == "channel" || id > 0:
+			return RecipientChannel, id
+		}
+		return RecipientUnsaid, 0
+	}
+	var inner map[string]json.RawMessage
+	if typ == "message" {
+		if json.Unmarshal(m["message"], &inner) != nil {
+			return
+		}
+		return of(inner, "type", "stream_id")
+	}
+	if kind, channel = of(m, "message_type", "stream_id"); kind == RecipientUnsaid &&
+		json.Unmarshal(m["recipient"], &inner) == nil {
+		return of(inner, "type", "channel_id")
+	}
+	return kind, channel
+}
+
 // FuzzScanner compares the scanner with encoding/json: the same values are values, and
 // they have the same members, in whatever pieces they come.
 func FuzzScanner(f *testing.F) {
@@ -170,6 +261,8 @@ func FuzzScanner(f *testing.F) {
 		` [ 1 , -0.5 , null , true , {"a":{"b":[]}} ] `,
 		`{"message":{"id":3},"message":7,"type":null,"op":"x","id":9223372036854775808}`, "\"\x00\xff\"", `{"a":1,}`,
 		`{"a":[1}`, `1.`, `"\u12`,
+		`{"type":"message","message":{"a":[],"id":1,"type":"private","b":{"type":"x"},"stream_id":4},"id":5}`,
+		`{"type":"typing","message_type":"stream","stream_id":4,"recipient":{"type":"direct","channel_id":3},"id":5}`,
 	} {
 		f.Add([]byte(text), 3)
 	}
@@ -199,6 +292,18 @@ func FuzzScanner(f *testing.F) {
 				"type %q %v, op %q, message %d", b,
 				s.isObject, s.id, s.idState == idGood, s.typ, s.hasType, s.op, s.msgID, object, id, hasID, typ,
 				hasType, op, msgID)
+		}
+		kind, channel := s.place(s.typ)
+		if wantKind, wantChannel := placeOracle(t, b, s.typ); kind != wantKind || channel != wantChannel {
+			t.Fatalf("%q\nrecipient %d, channel %d; encoding/json: %d and %d", b, kind, channel, wantKind, wantChannel)
+		}
+		for _, at := range []string{"message", "recipient"} { // in whatever pieces
+			pieces, _, _ := scanAll(b, 1+step&31)
+			if k, c := pieces.place(at); true {
+				if k2, c2 := s.place(at); k != k2 || c != c2 {
+					t.Fatalf("%q: in pieces another place: %d %d, %d %d", b, k, c, k2, c2)
+				}
+			}
 		}
 	})
 }

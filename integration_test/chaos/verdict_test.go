@@ -130,6 +130,7 @@ func (w *world) check(since time.Time) *verdict {
 			if e.Type == "message" {
 				x.header[events.HeaderMessageID] = strconv.FormatInt(e.MessageID, 10)
 			}
+			maps.Copy(x.header, harness.Place(e.Raw))
 			x.must = (q.Dead == "" && named[q.ID] || !e.Pruned.IsZero()) && !e.Put.Before(since) &&
 				e.ID <= settled[q.ID]
 			ledger[k] = x
