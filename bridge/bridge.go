@@ -153,6 +153,7 @@ type Bridge struct {
 	refreshedAt time.Time     // when its record was last written; zero: it has to be written before the next poll
 	largest     int64         // the largest message id that this process stored
 	held        *heldSet      // messages that the stream held before this queue, read when first needed
+	places      *places       // where messages are, if that may have to be known
 	rejected    rejections    // what was rejected at this position without moving it
 	erasing     erasing       // of messages that were deleted
 	losses      int           // queues lost in a row, none of which answered a poll
@@ -341,7 +342,7 @@ func (s *steps) tooMany(done bool, took time.Duration) bool {
 // with a write that names the message read here, so a stale read does no harm: the server
 // refuses the write, and we read again. A step that returns nil has done its part.
 func (b *Bridge) work(ctx context.Context) error {
-	b.refreshedAt, b.resumed = time.Time{}, false
+	b.refreshedAt, b.resumed, b.places = time.Time{}, false, nil
 	b.said.Clear()
 	for s := newSteps(); ; {
 		p, err := b.read(ctx)
@@ -389,7 +390,7 @@ func (b *Bridge) adopt(ctx context.Context, p resumePoint) {
 		// There may be another. In a stream that was restored another instance's message may
 		// even have the sequence that we knew; and what we knew may be what a deposed leader
 		// told.
-		b.record = nil
+		b.record, b.places = nil, nil
 		if writer := header(p.last, events.HeaderWriter); writer != b.writer && p.last.Seq > b.knownSeq &&
 			b.known.Queue != "" &&
 			b.once("overtaken by "+writer) {

@@ -47,6 +47,7 @@ func (b *Bridge) changeOver(ctx context.Context, why string) error {
 		return err
 	}
 	r.Previous, r.Cut = old.Queue, b.record.Cut
+	r.NoDirectUpTo = notWantedUpTo(b.record, max(r.Newest.Max(), largest))
 	r.Begin = begin(b.record, b.poller.Options, r.Newest)
 	if largest > 0 {
 		r.Held = &events.Held{From: from, UpToID: largest}

@@ -17,12 +17,13 @@ type Work struct {
 	Gaps     uint64 // opened
 	Refilled uint64 // messages read back from history
 	Erased   uint64 // messages of which something was erased, because they were deleted
+	Excluded uint64 // events left out, as asked for
 }
 
 // Work adds up what was done since the process began.
 func (c *Counters) Work() Work {
 	p := &c.Polls
-	w := Work{Bytes: c.Bytes, Refilled: c.Refilled, Erased: c.Erased, Polls: p.Events + p.Empty + p.Refused + p.Limited + p.Failed}
+	w := Work{Bytes: c.Bytes, Refilled: c.Refilled, Erased: c.Erased, Excluded: c.Excluded, Polls: p.Events + p.Empty + p.Refused + p.Limited + p.Failed}
 	for _, n := range c.Events {
 		w.Events += n
 	}
@@ -38,6 +39,9 @@ func (w Work) MarshalZerologObject(e *zerolog.Event) {
 		Uint64("gaps_opened", w.Gaps).Uint64("messages_refilled", w.Refilled)
 	if w.Erased > 0 { // nothing is, unless it is asked for
 		e.Uint64("messages_erased", w.Erased)
+	}
+	if w.Excluded > 0 {
+		e.Uint64("events_excluded", w.Excluded)
 	}
 }
 
@@ -65,12 +69,14 @@ func Hourly(ctx context.Context, log zerolog.Logger, bridges ...*Bridge) {
 			now.Gaps += w.Gaps
 			now.Refilled += w.Refilled
 			now.Erased += w.Erased
+			now.Excluded += w.Excluded
 			if e := s.Expires; !e.IsZero() && (first.IsZero() || e.Before(first)) {
 				first = e
 			}
 		}
 		line := logevent.Hourly.Info(log).EmbedObject(Work{now.Events - before.Events, now.Bytes - before.Bytes,
-			now.Polls - before.Polls, now.Gaps - before.Gaps, now.Refilled - before.Refilled, now.Erased - before.Erased})
+			now.Polls - before.Polls, now.Gaps - before.Gaps, now.Refilled - before.Refilled, now.Erased - before.Erased,
+			now.Excluded - before.Excluded})
 		if !first.IsZero() {
 			line.Stringer("queue_lives_for", max(time.Until(first), 0).Round(time.Second))
 		}

@@ -101,9 +101,9 @@ type refillInputs struct {
 func plan(r *events.Queue, in refillInputs) {
 	asked := missed(in.before)
 	p := &events.Refill{Own: receives(asked, false), Public: receives(asked, true), Narrow: asked.Narrow,
-		UpTo: in.upTo, Until: refillUntil(r)}
+		NoDirect: asked.NoDirectMessages, UpTo: in.upTo, Until: refillUntil(r)}
 	r.Refill, r.Held = p, &events.Held{From: 1, UpToID: upTo(p)}
-	r.Cut = in.before.Cut
+	r.Cut, r.NoDirectUpTo = in.before.Cut, notWantedUpTo(in.before, r.Newest.Max())
 	floor, story := events.MessageIDs{Own: events.Unknown, Public: events.Unknown}, in.before.Begin
 	if story != nil {
 		floor = story.Newest
@@ -307,11 +307,14 @@ func optionsOf(r *events.Queue) (o poller.Options) {
 		EventTypes       []string    `json:"event_types"`
 		Narrow           [][2]string `json:"narrow"`
 		AllPublicStreams bool        `json:"all_public_streams"`
+		ExcludeTypes     []string    `json:"exclude_types"`
+		NoDirectMessages bool        `json:"no_direct_messages"`
 	}
 	if json.Unmarshal(r.Options, &body) != nil {
 		return poller.Options{EventTypes: []string{}}
 	}
-	return poller.Options{EventTypes: body.EventTypes, Narrow: body.Narrow, AllPublicStreams: body.AllPublicStreams}
+	return poller.Options{EventTypes: body.EventTypes, Narrow: body.Narrow, AllPublicStreams: body.AllPublicStreams,
+		ExcludeTypes: body.ExcludeTypes, NoDirectMessages: body.NoDirectMessages}
 }
 
 // missed is what a lost queue was asked for, and what a refill was that it left unfinished:
@@ -320,8 +323,9 @@ func missed(r *events.Queue) poller.Options {
 	o := optionsOf(r)
 	if u := r.Refill; u != nil {
 		if u.Own || u.Public {
-			o.EventTypes = nil
+			o.EventTypes, o.ExcludeTypes = nil, nil
 		}
+		o.NoDirectMessages = o.NoDirectMessages || u.NoDirect
 		o.AllPublicStreams = o.AllPublicStreams || u.Public
 		if !slices.Equal(o.Narrow, u.Narrow) {
 			o.Narrow = nil
@@ -333,7 +337,17 @@ func missed(r *events.Queue) poller.Options {
 // receives says whether a queue with these options gets messages: those of the account,
 // or those of all public channels besides.
 func receives(o poller.Options, public bool) bool {
-	return (o.EventTypes == nil || slices.Contains(o.EventTypes, "message")) && (!public || o.AllPublicStreams)
+	return (o.EventTypes == nil || slices.Contains(o.EventTypes, "message")) &&
+		!slices.Contains(o.ExcludeTypes, "message") && (!public || o.AllPublicStreams)
+}
+
+// notWantedUpTo is up to which id direct messages were not wanted, for the queue behind
+// one; newest is the largest id at that time.
+func notWantedUpTo(before *events.Queue, newest int64) int64 {
+	if optionsOf(before).NoDirectMessages {
+		return max(before.NoDirectUpTo, newest)
+	}
+	return before.NoDirectUpTo
 }
 
 // cutMost is how many ranges of ids that were cut are remembered.

@@ -12,7 +12,7 @@ import (
 // there is nothing here.
 type Run struct {
 	// Type is one of those in [Counters].Events, or what became of an event: refilled (a
-	// message from history), rejected, skipped.
+	// message from history), rejected, skipped, excluded.
 	Type        string
 	Count       uint64
 	First, Last time.Time // when they were stored, by our own clock, to the second
@@ -32,19 +32,19 @@ type run struct {
 	tally       tally
 }
 
-// add takes note of an event that was stored now, in seconds since 1970. Records that
+// add takes note of n events that were stored now, in seconds since 1970. Records that
 // follow from others are none.
-func (r *runs) add(t tally, now uint32) {
+func (r *runs) add(t tally, now uint32, n int) {
 	if t == tallyNone {
 		return
 	}
-	if at := &r.ring[r.newest]; at.tally == t && at.count < 1<<32-1 {
+	if at := &r.ring[r.newest]; at.tally == t && at.count < 1<<32-1-uint32(n) {
 		at.last = now
-		at.count++
+		at.count += uint32(n)
 		return
 	}
 	r.newest = (r.newest + 1) % uint8(len(r.ring))
-	r.ring[r.newest] = run{first: now, last: now, count: 1, tally: t}
+	r.ring[r.newest] = run{first: now, last: now, count: uint32(n), tally: t}
 }
 
 // list gives them by their names, the newest first.
@@ -62,7 +62,7 @@ func (r *runs) list() []Run {
 // tallyNames is the other way round than tallyOf, with what is no type.
 var tallyNames = sync.OnceValue(func() (names [tallies]string) {
 	names[tallyRejected], names[tallySkipped], names[tallyRefilled] = "rejected", "skipped", "refilled"
-	names[tallyOther] = "other"
+	names[tallyOther], names[tallyExcluded] = "other", "excluded"
 	for i, name := range poller.EventTypes() {
 		if n := int(tallyTypes) + i; n < tallies {
 			names[n] = name

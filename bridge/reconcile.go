@@ -15,6 +15,7 @@ type entry struct {
 
 	tally  tally
 	object int // bytes of its body in the object store
+	left   int // events that the record says were left out
 }
 
 // reconcile compares entries in hand with the place that was read: how many of them are

@@ -108,6 +108,9 @@ func (b *Bridge) bigEnough() error {
 		Until: now, Done: math.MaxInt64, Refilled: math.MaxInt32, TooOld: math.MaxInt32,
 		Found: events.Found{ChangedMore: math.MaxInt32, Unreadable: math.MaxInt32,
 			Hidden: &events.Range{Above: math.MaxInt64, UpTo: math.MaxInt64}}}
+	if b.poller.Options.NoDirectMessages {
+		r.NoDirectUpTo, r.Refill.NoDirect, r.Refill.Found.Excluded = math.MaxInt64, true, math.MaxInt32
+	}
 	for range changedKept {
 		r.Refill.Found.Changed = append(r.Refill.Found.Changed, math.MaxInt64)
 	}

@@ -112,6 +112,9 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 	case b.cfg.RefillMaxMessages < 0:
 		cut("refilling is switched off", max(low(), plan.Done))
 		return nil
+	case slices.Contains(b.poller.Options.ExcludeTypes, "message"):
+		cut("messages are left out by --exclude-types", max(low(), plan.Done))
+		return nil
 	case plan.Unknown:
 		cut(reasonUnknown+"; --start-from can", 0)
 		return nil
@@ -217,6 +220,11 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 		case wasCut(r.Cut, m.id):
 			last = m.id
 			continue
+		case m.recipient != poller.RecipientChannel && (b.poller.Options.NoDirectMessages || plan.NoDirect ||
+			m.id <= r.NoDirectUpTo):
+			last = m.id
+			found.Excluded++
+			continue
 		case m.sent < since:
 			last = m.id
 			tooOld++
@@ -246,6 +254,7 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 				return err
 			}
 		}
+		b.notePlace(m.id, m.recipient, m.channel)
 		chunk = append(chunk, e)
 		held[m.id] = true
 		last = m.id
@@ -254,7 +263,7 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 	if err := flush(); err != nil {
 		return err
 	}
-	closed.Changed, closed.ChangedMore = found.Changed, found.ChangedMore
+	closed.Changed, closed.ChangedMore, closed.Excluded = found.Changed, found.ChangedMore, found.Excluded
 	left := func(why string) *events.NotRefilled {
 		if closed.NotRefilled == nil {
 			closed.NotRefilled = &events.NotRefilled{Reason: why}

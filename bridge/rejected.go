@@ -83,7 +83,11 @@ func (b *Bridge) rejection(ev *poller.Event, at poller.Position, reason string) 
 		body.EventID = &ev.ID
 		headers = append(headers, stream.Header{Key: events.HeaderEventID, Value: itoa(ev.ID)})
 	}
-	for limit := rejectedLimit; ; limit /= 2 {
+	limit := rejectedLimit
+	if ev.Fault != "" && b.leavesOut() {
+		limit = 0 // what it is about nobody knows
+	}
+	for ; ; limit /= 2 {
 		raw := ev.Raw[:min(limit, len(ev.Raw))]
 		body.Cut = int64(len(raw)) < body.Size
 		body.Event, body.Base64 = "", nil

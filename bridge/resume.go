@@ -66,7 +66,7 @@ func resumePointOf(m *stream.Stored) (p resumePoint, ok bool) {
 		record == "" && header(m, events.HeaderOrigin) == events.OriginBackfill:
 		p.phase = phaseRefill
 	case record == events.RecordQueue, record == events.RecordGapClosed, record == events.RecordRejected,
-		record == events.RecordSkipped, record == events.RecordErased,
+		record == events.RecordSkipped, record == events.RecordErased, record == events.RecordExcluded,
 		record == "" && header(m, events.HeaderOrigin) == events.OriginLive:
 		p.phase = phasePoll
 	default:

@@ -2,6 +2,8 @@ package bridge_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -36,8 +38,15 @@ func (w *world) checkAck(queue string, id int64, raw []byte) {
 		w.seen++
 		w.stored[first(m, events.HeaderQueueID)+" "+first(m, events.HeaderEventID)] = true
 		w.stored[first(m, events.HeaderQueueID)+" "+rejectedEvent(m)] = true
+		for id := range excludedEvents(m) {
+			w.stored[first(m, events.HeaderQueueID)+" left out "+strconv.FormatInt(id, 10)] = true
+		}
 	}
-	if w.stored[queue+" "+strconv.FormatInt(id, 10)] || w.stored[queue+" "+string(raw)] {
+	if w.stored[queue+" left out "+strconv.FormatInt(id, 10)] && json.Valid(raw) { // what is no JSON has no id to be left out by
+		return
+	}
+	if w.stored[queue+" "+strconv.FormatInt(id, 10)] || w.stored[queue+" "+string(raw)] ||
+		w.stored[queue+" "+withheld(raw)] {
 		return
 	}
 	w.t.Errorf("event %d of queue %s was acknowledged and is not stored: %.200s", id, queue, raw)
@@ -73,13 +82,92 @@ func (w *world) dump() {
 	}
 }
 
-// rejectedEvent is the event that a bridge.rejected record holds.
+// rejectedEvent is the event that a bridge.rejected record holds; if it withholds it, its
+// digest.
 func rejectedEvent(m stream.Stored) string {
-	var body struct{ Event string }
+	var body struct {
+		Event, SHA256 string
+		Size          int
+	}
 	if first(m, events.HeaderRecord) != "rejected" || json.Unmarshal(m.Data, &body) != nil {
 		return ""
 	}
+	if body.Event == "" && body.Size > 0 {
+		return "withheld " + body.SHA256
+	}
 	return body.Event
+}
+
+func withheld(raw []byte) string {
+	sum := sha256.Sum256(raw)
+	return "withheld " + hex.EncodeToString(sum[:])
+}
+
+// excludedEvents are the ids that a bridge.excluded record covers: no other event of the
+// queue stands between them.
+func excludedEvents(m stream.Stored) func(func(int64) bool) {
+	return func(yield func(int64) bool) {
+		var body struct {
+			Above int64 `json:"above_event_id"`
+			UpTo  int64 `json:"up_to_event_id"`
+		}
+		if first(m, events.HeaderRecord) != "excluded" || json.Unmarshal(m.Data, &body) != nil {
+			return
+		}
+		for id := body.Above + 1; id <= body.UpTo; id++ {
+			if !yield(id) {
+				return
+			}
+		}
+	}
+}
+
+// mayBeExcluded says whether an event may be left out of the stream, by what instances
+// were started with; read off its bytes with encoding/json.
+func (c *whole) mayBeExcluded(e *zulipsim.QueuedEvent) bool {
+	var body struct {
+		Type    string `json:"type"`
+		Kind    string `json:"message_type"`
+		Channel int64  `json:"stream_id"`
+		Message struct {
+			Kind string `json:"type"`
+		} `json:"message"`
+	}
+	_ = json.Unmarshal(e.Raw, &body)
+	if body.Type == "heartbeat" {
+		return false
+	}
+	if slices.Contains(c.told.excludedTypes, body.Type) {
+		return true
+	}
+	if !c.told.noDirect {
+		return false
+	}
+	switch body.Type {
+	case "message":
+		return body.Message.Kind != "stream"
+	case "user_status", "realm", "restart", "realm_user", "subscription", "stream":
+		return false
+	}
+	return body.Channel == 0 // what is not known of a reaction is left out
+}
+
+// private: while no instance ever wanted direct messages, nothing of them is anywhere.
+func (c *whole) private() {
+	if !c.told.noDirect || c.told.wantedDirect {
+		return
+	}
+	for n := range c.all {
+		m := &c.all[n]
+		if bytes.Contains(m.Data, []byte("secret")) {
+			c.t.Errorf("message %d on %s has something of a direct message: %.300s", m.Seq, m.Subject, m.Data)
+		}
+	}
+	for name, data := range c.jet.Objects() {
+		if bytes.Contains(data, []byte("secret")) {
+			c.t.Errorf("object %s has something of a direct message", name)
+		}
+	}
 }
 
 func first(m stream.Stored, key string) string {
@@ -235,6 +323,7 @@ func (w *world) check() {
 	}
 	c.twice()
 	c.events()
+	c.private()
 	c.gapsAreTrue()
 	c.leftOver()
 	c.messages()
@@ -421,14 +510,21 @@ func (c *whole) twoBadOnes(k key) bool {
 // events: every event that Zulip put in a queue is there in its order, but for those that
 // Zulip dropped with the queue, which a gap tells of.
 func (c *whole) events() {
-	places, rejected := map[key]int{}, map[string]bool{}
+	places, rejected, excluded := map[key]int{}, map[string]bool{}, map[key]bool{}
 	ever := map[key][]*written{}
 	for n := range c.all {
 		m := &c.all[n]
 		if e := rejectedEvent(m.Stored); e != "" {
 			rejected[m.queue+" "+e] = true
 		}
-		if id, err := strconv.ParseInt(first(m.Stored, events.HeaderEventID), 10, 64); err == nil {
+		for id := range excludedEvents(m.Stored) {
+			k := key{m.queue, id}
+			ever[k] = append(ever[k], m)
+			if m.stands() {
+				places[k], excluded[k] = n, true
+			}
+		}
+		if id, err := strconv.ParseInt(first(m.Stored, events.HeaderEventID), 10, 64); err == nil && m.record != "excluded" {
 			k := key{m.queue, id}
 			ever[k] = append(ever[k], m)
 			if m.stands() {
@@ -445,14 +541,20 @@ func (c *whole) events() {
 		for _, e := range q.Events {
 			k := key{q.ID, int64(e.ID)}
 			p, ok := places[k]
+			if ok && excluded[k] && !json.Valid(e.Raw) {
+				ok = false
+			}
 			if ok {
 				if p < last {
 					c.t.Errorf("event %d of queue %s is out of order", e.ID, q.ID)
 				}
 				last = p
+				if excluded[k] && !c.mayBeExcluded(&e) {
+					c.t.Errorf("event %d of queue %s was left out: %.200s", e.ID, q.ID, e.Raw)
+				}
 				continue
 			}
-			if rejected[q.ID+" "+string(e.Raw)] {
+			if rejected[q.ID+" "+string(e.Raw)] || rejected[q.ID+" "+withheld(e.Raw)] {
 				continue // an event that is no JSON has no id to be found by
 			}
 			if !e.Pruned.IsZero() {
@@ -685,7 +787,7 @@ func (c *whole) messages() {
 	wantedBy := func(m *zulipsim.StoredMessage) (all, any bool) {
 		all = true
 		for _, u := range c.told.used {
-			if u.messages && (u.channel == "" || u.channel == m.Channel) {
+			if u.messages && (u.channel == "" || u.channel == m.Channel) && !(u.noDirect && m.Channel == "") {
 				any = true
 			} else {
 				all = false
@@ -811,7 +913,7 @@ func countedAs(m stream.Stored) string {
 	case record == events.RecordRejected || record == events.RecordSkipped:
 		return record
 	case record != "":
-		return ""
+		return "" // and those left out are more than the records
 	case first(m, events.HeaderOrigin) == events.OriginBackfill:
 		return "refilled"
 	}

@@ -38,7 +38,7 @@ func (d *tally) count(what string) {
 }
 
 // everyDraw are the names of all that is drawn.
-var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|a lease|a lease that shares JetStream's fate|no lease|`+
+var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
 	`an object store with a limit|something sent while registering|what is deleted is erased|`+
@@ -47,7 +47,7 @@ var everyDraw = strings.Split(`all public channels|narrow|event types with messa
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
 	`foreign, on a subject of ours|foreign, on zulip.acme.message|foreign, on zulip.acme.bridge.queue|foreign, on others' subjects|foreign, many|`+
 	`the oldest messages age out|queues expire|zulip crashes|zulip restarts|account replaced|`+
-	`options change: slim presence|options change: event types|options change: narrow|options change: all public channels|`+
+	`options change: slim presence|options change: event types|options change: narrow|options change: all public channels|options change: no direct messages|`+
 	`edited: shared|edited: our own again|edited: a limit|edited: max_msg_size|edited: retention interest|`+
 	`history refused once|history refused for long|history fails for long|history tells to wait an hour|`+
 	`zulip: 429|zulip: 502|zulip: bad queue|zulip: half body|zulip: html 200|zulip: register 5|zulip: reset|`+
@@ -119,7 +119,10 @@ type allowances struct {
 	used         []wanted        // what instances were started with
 	start        bridgeStartFrom // where the first start begins
 	startFrom    bool
-	since        time.Time // when the first instance was started that wants messages
+	// What instances were ever told to leave out; and whether one took direct messages.
+	excludedTypes          []string
+	noDirect, wantedDirect bool
+	since                  time.Time // when the first instance was started that wants messages
 }
 
 type bridgeStartFrom struct {
@@ -152,10 +155,15 @@ type span struct {
 type wanted struct {
 	messages bool
 	channel  string // "": all
+	noDirect bool
 }
 
 func (w *world) used(o poller.Options) {
-	use := wanted{messages: o.EventTypes == nil || slices.Contains(o.EventTypes, "message")}
+	use := wanted{messages: (o.EventTypes == nil || slices.Contains(o.EventTypes, "message")) &&
+		!slices.Contains(o.ExcludeTypes, "message"), noDirect: o.NoDirectMessages}
+	w.told.excludedTypes = append(w.told.excludedTypes, o.ExcludeTypes...)
+	w.told.noDirect = w.told.noDirect || o.NoDirectMessages
+	w.told.wantedDirect = w.told.wantedDirect || !o.NoDirectMessages
 	for _, n := range o.Narrow {
 		use.channel = n[1]
 	}
@@ -226,6 +234,15 @@ func (w *world) setUp() {
 		w.drew("event types without message")
 		w.options.EventTypes = eventTypes[2]
 	}
+	if w.one(10) {
+		w.drew("excluded types")
+		w.options.ExcludeTypes = [][]string{{"user_status"}, {"reaction", "update_message_flags"},
+			{"user_status", "message"}}[w.rng.IntN(3)]
+	}
+	if w.one(6) {
+		w.drew("no direct messages")
+		w.options.NoDirectMessages = true
+	}
 	if w.one(3) {
 		w.zulip.FeatureLevel = 500
 	}
@@ -238,7 +255,7 @@ func (w *world) setUp() {
 		w.drew("busy organization")
 		w.busy = true
 		w.options.Life, w.zulip.RoundTrip, w.zulip.SweepEvery = time.Minute, 60*time.Millisecond, 5*time.Second
-		w.options.EventTypes = nil
+		w.options.EventTypes, w.options.ExcludeTypes = nil, nil
 	}
 	switch w.rng.IntN(4) {
 	case 0:
@@ -514,14 +531,25 @@ func (w *world) rush() {
 
 // traffic is one thing that people do at Zulip.
 func (w *world) traffic() {
-	text := w.newText()
 	m := zulipsim.Message{Channel: channels[w.rng.IntN(3)], Topic: "t",
-		Sender:  []string{"ada@example.com", "grace@example.com"}[w.rng.IntN(2)],
-		Content: text}
+		Sender: []string{"ada@example.com", "grace@example.com"}[w.rng.IntN(2)]}
+	if w.one(10) {
+		drawn.count("direct messages")
+		m.Channel, m.Topic, m.To = "", "", []string{simAccount, otherAccount}
+	}
+	text := w.newText(len(m.To) > 0)
+	m.Content = text
 	sent := func(id int64) {
 		w.lastIDs, w.texts[id] = append(w.lastIDs, id), append(w.texts[id], text)
+		if len(m.To) > 0 {
+			w.direct = append(w.direct, id)
+		}
 	}
-	switch w.rng.IntN(28) {
+	switch w.rng.IntN(30) {
+	case 17:
+		drawn.count("drafts")
+		w.zulip.Emit(map[string]any{"type": "drafts", "op": "add", "drafts": []any{map[string]any{"id": 1, "type": "private",
+			"content": "secret draft"}}})
 	case 0, 1: // ids follow insertion, events follow commit
 		drawn.count("late transaction")
 		id, commit := w.zulip.SendDelayed(m)
@@ -558,7 +586,7 @@ func (w *world) traffic() {
 		// Together they make answers that are read in several batches.
 		drawn.count("large messages")
 		for range 2 + w.rng.IntN(10) {
-			text = w.newText()
+			text = w.newText(len(m.To) > 0)
 			m.Content = text + strings.Repeat(fmt.Sprintf("%d ", w.rng.Uint32()), 400+w.rng.IntN(400))
 			sent(w.zulip.SendMessage(m))
 		}
@@ -576,6 +604,7 @@ func (w *world) traffic() {
 		// History shows what a message said before, and so it may grow too large for the limit.
 		if id := w.someText(); id != 0 && w.jet.MaxObject == 0 {
 			drawn.count("edited message")
+			text = w.newText(slices.Contains(w.direct, id))
 			w.texts[id] = append(w.texts[id], text)
 			if w.one(4) {
 				text += strings.Repeat(" and more", 900+w.rng.IntN(300))
@@ -585,6 +614,7 @@ func (w *world) traffic() {
 	case 14:
 		if id := w.someText(); id != 0 && !w.deleted[id] && w.one(2) {
 			drawn.count("an answer to a poll")
+			text = w.newText(slices.Contains(w.direct, id))
 			w.texts[id] = append(w.texts[id], text)
 			w.zulip.Emit(map[string]any{"type": "submessage", "message_id": id, "content": text})
 		}
@@ -608,8 +638,13 @@ func (w *world) traffic() {
 	}
 }
 
-// newText is a text that nothing else has in it.
-func (w *world) newText() string { return fmt.Sprintf("message %d;", w.rng.Uint64()) }
+// newText is a text that nothing else has in it, and that tells whether it is direct.
+func (w *world) newText(direct bool) string {
+	if direct {
+		return fmt.Sprintf("secret %d;", w.rng.Uint64())
+	}
+	return fmt.Sprintf("message %d;", w.rng.Uint64())
+}
 
 func (w *world) delete(ids ...int64) {
 	w.zulip.DeleteMessages(ids...)
@@ -691,7 +726,10 @@ func (w *world) historyTrouble() {
 }
 
 func (w *world) optionsChange() {
-	switch w.rng.IntN(5) {
+	switch w.rng.IntN(6) {
+	case 5:
+		w.drew("options change: no direct messages")
+		w.options.NoDirectMessages = !w.options.NoDirectMessages
 	case 0, 1:
 		w.drew("options change: slim presence")
 		w.options.SlimPresence = !w.options.SlimPresence

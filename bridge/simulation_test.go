@@ -96,6 +96,7 @@ type world struct {
 
 	commits   sync.WaitGroup
 	lastIDs   []int64
+	direct    []int64            // of direct messages
 	texts     map[int64][]string // all that a message ever said, as far as it is drawn
 	deleted   map[int64]bool
 	truncated bool // the stream lost something by itself

@@ -103,6 +103,8 @@ type Counters struct {
 	// Erased are messages of which the stream held something, and that was erased because
 	// they were deleted at Zulip. One that is deleted again counts again.
 	Erased uint64
+	// Excluded are events that were left out, as asked for.
+	Excluded uint64
 	// Queues are those registered, Gaps those opened, by cause: dropped (by Zulip),
 	// account (a queue belongs to its account), tail (the stream lost its end), past (the
 	// stream lost all), retired. See [GapCauses].
@@ -164,8 +166,9 @@ const (
 	tallyRejected
 	tallySkipped
 	tallyRefilled
-	tallyOther // an event of a type that is not known
-	tallyTypes // of the first of poller.EventTypes; those of the others follow
+	tallyExcluded // of events that were left out
+	tallyOther    // an event of a type that is not known
+	tallyTypes    // of the first of poller.EventTypes; those of the others follow
 
 	tallies = 64 // room for all, and some more
 )
@@ -181,7 +184,8 @@ var tallyOf = sync.OnceValue(func() map[string]tally {
 	return m
 })
 
-var recordTally = map[string]tally{events.RecordRejected: tallyRejected, events.RecordSkipped: tallySkipped}
+var recordTally = map[string]tally{events.RecordRejected: tallyRejected, events.RecordSkipped: tallySkipped,
+	events.RecordExcluded: tallyExcluded}
 
 // eventTally is tallyOf for any type.
 func eventTally(name string) tally {
@@ -291,8 +295,9 @@ func (r *report) stored(entries []entry, seq uint64, acked bool) {
 	second := uint32(now.Unix())
 	for i := range entries {
 		e := &entries[i]
-		r.now.tallies[e.tally]++
-		r.now.recent.add(e.tally, second)
+		n := max(1, e.left)
+		r.now.tallies[e.tally] += uint64(n)
+		r.now.recent.add(e.tally, second, n)
 		r.now.Counters.Bytes += uint64(len(e.msg.Data) + e.object)
 		if e.object > 0 {
 			r.now.Counters.Oversize++
@@ -391,6 +396,7 @@ func (b *Bridge) Status() Status {
 func (b *Bridge) counters(s *shown) Counters {
 	c, zulip := s.Counters, b.poller.Counters()
 	c.Rejected, c.Skipped, c.Refilled = s.tallies[tallyRejected], s.tallies[tallySkipped], s.tallies[tallyRefilled]
+	c.Excluded = s.tallies[tallyExcluded]
 	c.Events = map[string]uint64{}
 	count := func(name string, t tally) {
 		if n := s.tallies[t]; n > 0 {

@@ -22,7 +22,7 @@ import (
 
 // counted is all counters under one name each, those that are 0 left out.
 func counted(c bridge.Counters) map[string]uint64 {
-	all := map[string]uint64{"rejected": c.Rejected, "skipped": c.Skipped, "refilled": c.Refilled,
+	all := map[string]uint64{"rejected": c.Rejected, "skipped": c.Skipped, "excluded": c.Excluded, "refilled": c.Refilled,
 		"oversize": c.Oversize, "queues": c.Queues, "polls refused": c.Polls.Refused, "polls limited": c.Polls.Limited,
 		"polls failed": c.Polls.Failed, "rate limited": c.RateLimited, "polls events": c.Polls.Events,
 		"polls empty": c.Polls.Empty, "bytes": c.Bytes}

@@ -36,11 +36,31 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 	if err := b.loadHeld(ctx, batch); err != nil {
 		return nil, err
 	}
+	if err := b.loadPlaces(ctx, batch); err != nil {
+		return nil, err
+	}
 	entries := make([]entry, 0, len(batch))
 	headers := make([]stream.Header, 0, 10*len(batch))
 	at := b.known
+	var run exclusion
+	record := func() error {
+		if run.count == 0 {
+			return nil
+		}
+		e, err := b.excluded(run, at)
+		entries, at, run = append(entries, e), e.after, exclusion{}
+		return err
+	}
 	for i := range batch {
 		ev := &batch[i]
+		b.notePlace(ev.MessageID, ev.Recipient, ev.ChannelID)
+		if b.excludes(ev) {
+			run.add(ev, at)
+			continue
+		}
+		if err := record(); err != nil { // before anything behind it says that we have come further
+			return nil, err
+		}
 		e, ok, err := b.encode(ev, at, &headers)
 		if ok && !e.isRecord() && !b.stream.Fits(&e.msg) {
 			e, err = b.claimCheck(ctx, e, itoa(ev.ID), phasePoll)
@@ -55,6 +75,9 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 			entries = append(entries, e)
 			at = e.after
 		}
+	}
+	if err := record(); err != nil {
+		return nil, err
 	}
 	return entries, nil
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -175,7 +176,7 @@ func (k *checker) all(ctx context.Context) {
 	} else if k.r.Name != "" {
 		realm, _ = realmOf(k.r.Name, "") // the option was looked at when it was read
 	}
-	for _, n := range unknownTypes(k.r.Queue.EventTypes) {
+	for _, n := range unknownTypes(slices.Concat(k.r.Queue.EventTypes, k.r.Queue.ExcludeTypes)) {
 		k.warn("event types", n.which, n.text)
 	}
 	if g != nil && !k.offline {

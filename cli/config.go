@@ -177,6 +177,10 @@ func (c *Config) settings() []*option {
 
 		opt(catQueue, "event-types", "`TYPES` of events, with commas between or as a JSON list", "all",
 			eventTypes(&q.EventTypes), many),
+		opt(catQueue, "exclude-types", "`TYPES` of events that are not stored, with commas between or as a JSON list", "none",
+			excludeTypes(&q.ExcludeTypes), many),
+		opt(catQueue, "no-direct-messages", "store nothing of direct messages, nor what may be about them", "",
+			truth(&q.NoDirectMessages), yes),
 		opt(catQueue, "narrow", "`JSON` filter of message events: [[\"channel\", \"announce\"]]", "none",
 			narrow(&q.Narrow)),
 		opt(catQueue, "all-public-streams", "messages of all public channels, subscribed or not", "",
@@ -302,6 +306,12 @@ func (c *Config) check() error {
 	case n.Cert != "" && n.Key == "":
 		wrong = append(wrong, usageErrorf("--nats-cert (NATS_CERT) is given without --nats-key (NATS_KEY)"))
 	}
+	q := &c.Realms[0].Queue
+	if len(q.EventTypes) > 0 && !slices.ContainsFunc(q.EventTypes,
+		func(name string) bool { return !slices.Contains(q.ExcludeTypes, name) }) {
+		wrong = append(wrong, usageErrorf("--exclude-types (or ZULIP_NATS_EXCLUDE_TYPES) leaves out all that --event-types "+
+			"asks for: leave one of the two out"))
+	}
 	if replicas := c.Realms[0].New.Replicas; replicas > 1 && n.URL == "" {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
@@ -352,6 +362,21 @@ func eventTypes(to *[]string) func(string) error {
 		if len(*to) == 0 {
 			return fmt.Errorf("%.200q names no type, and nothing but heartbeats would come: leave the option out for "+
 				"all types", s)
+		}
+		return nil
+	}
+}
+
+// excludeTypes takes the same. Heartbeats are not to be left out: they carry the position
+// and show that the stream lives, and each would leave a record instead.
+func excludeTypes(to *[]string) func(string) error {
+	return func(s string) error {
+		if err := eventTypes(to)(s); err != nil {
+			return err
+		}
+		if slices.Contains(*to, "heartbeat") {
+			return errors.New("heartbeats cannot be left out: they carry how far the stream has come, and each would " +
+				"leave a record in its place; leave heartbeat out of the list")
 		}
 		return nil
 	}

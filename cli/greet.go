@@ -122,7 +122,8 @@ func (g *greeting) personal() string {
 
 // gets says whether events of a type were asked for.
 func (g *greeting) gets(kind string) bool {
-	return g.queue.EventTypes == nil || slices.Contains(g.queue.EventTypes, kind)
+	return (g.queue.EventTypes == nil || slices.Contains(g.queue.EventTypes, kind)) &&
+		!slices.Contains(g.queue.ExcludeTypes, kind)
 }
 
 // age is a stream's max_age for people.

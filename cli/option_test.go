@@ -280,6 +280,30 @@ func TestEventTypes(t *testing.T) {
 	}
 }
 
+// What is left out is named like what is wanted. Heartbeats carry the position, and nothing
+// must be left to ask for.
+func TestExcludeTypes(t *testing.T) {
+	c := defaults()
+	if err := excludeTypes(&c.Realms[0].Queue.ExcludeTypes)(`typing,["presence"]`); err != nil ||
+		strings.Join(c.Realms[0].Queue.ExcludeTypes, " ") != "typing presence" {
+		t.Errorf("%q, %v", c.Realms[0].Queue.ExcludeTypes, err)
+	}
+	for word, says := range map[string]string{"typing,heartbeat": "heartbeats cannot be left out", "Typing": "is typing meant?"} {
+		var got []string
+		if err := excludeTypes(&got)(word); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", word, err)
+		}
+	}
+	c.Realms[0].Queue.EventTypes = []string{"presence", "message"}
+	if err := c.check(); err != nil {
+		t.Error(err)
+	}
+	c.Realms[0].Queue.EventTypes = []string{"presence", "typing"}
+	if err := c.check(); err == nil || !strings.Contains(err.Error(), "leaves out all that --event-types asks for") {
+		t.Errorf("nothing is asked for: %v", err)
+	}
+}
+
 func TestSize(t *testing.T) {
 	for word, want := range map[string]int64{
 		"1048576": 1 << 20, "1048577B": 1<<20 + 1, "1M": 1 << 20, "10g": 10 << 30, "2GB": 2 << 30, "500MiB": 500 << 20,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +68,7 @@ func (a *app) follow(ctx context.Context, c *Config, log zerolog.Logger) error {
 	defer stopServing()
 	stopTelling := systemd.FromEnvironment().Tell(ctx, watch.statuses, log)
 	defer stopTelling()
-	for _, n := range unknownTypes(r.Queue.EventTypes) {
+	for _, n := range unknownTypes(slices.Concat(r.Queue.EventTypes, r.Queue.ExcludeTypes)) {
 		n.log(g.log)
 	}
 	if err := g.who(ctx); err != nil {

@@ -14,7 +14,8 @@ var ErrStub = errors.New("the event was too large for a message: its bytes are i
 
 // Body parses the bytes as what they are: *[Message], *[UpdateMessage], *[DeleteMessage],
 // *[Reaction], *[Subscription], *[Stream], *[RealmUser], *[UserGroup], *[Typing],
-// *[Presence]; of records *[Queue], *[GapOpened], *[GapClosed], *[Rejected], *[Skipped].
+// *[Presence]; of records *[Queue], *[GapOpened], *[GapClosed], *[Rejected], *[Skipped],
+// *[Excluded].
 // It is nil, without an error, for all other types: unmarshal Raw as
 // https://zulip.com/api/get-events describes it.
 //
@@ -75,6 +76,8 @@ func (e *Event) Body() (any, error) {
 		to = new(Erased)
 	case RecordSkipped:
 		to = new(Skipped)
+	case RecordExcluded:
+		to = new(Excluded)
 	default:
 		return nil, nil
 	}

@@ -13,6 +13,7 @@ const (
 	RecordRejected  = "rejected"   // [Rejected]
 	RecordSkipped   = "skipped"    // [Skipped]
 	RecordErased    = "erased"     // [Erased]
+	RecordExcluded  = "excluded"   // [Excluded]
 )
 
 // Why a queue is recorded.
@@ -59,6 +60,9 @@ type Queue struct {
 	// Refill is what has to be read back from history before the queue is polled; nil
 	// where nothing has.
 	Refill *Refill `json:"refill,omitempty"`
+	// NoDirectUpTo: direct messages with ids up to this one are not refilled, since they
+	// were not wanted when they came.
+	NoDirectUpTo int64 `json:"no_direct_messages_up_to,omitempty"`
 	// Held says which messages the stream held before this queue's first poll: those
 	// between the two sequences.
 	Held *Held `json:"held,omitempty"`
@@ -115,6 +119,8 @@ type Refill struct {
 	Own    bool        `json:"own"`
 	Public bool        `json:"public"`
 	Narrow [][2]string `json:"narrow,omitempty"`
+	// NoDirect leaves direct messages out, as in the queue that was lost.
+	NoDirect bool `json:"no_direct_messages,omitempty"`
 
 	Above MessageIDs `json:"above"`
 	UpTo  MessageIDs `json:"up_to"` // -1: up to the newest
@@ -159,6 +165,8 @@ type Found struct {
 	// TooLargeMore counts further ones.
 	TooLargeMore int `json:"too_large_messages_not_named,omitempty"`
 	Unreadable   int `json:"unreadable_messages,omitempty"`
+	// Excluded counts direct messages that are not wanted.
+	Excluded int `json:"excluded_messages,omitempty"`
 	// Hidden is the ids that the organization's plan hides.
 	Hidden *Range `json:"hidden_message_ids,omitempty"`
 }
@@ -198,6 +206,8 @@ type GapClosed struct {
 	// NotRefilled says why messages were left out, and which; nil if all that history
 	// shows are here.
 	NotRefilled *NotRefilled `json:"not_refilled,omitempty"`
+	// Excluded counts direct messages that were passed over because they are not wanted.
+	Excluded int `json:"excluded_messages,omitempty"`
 	// Changed are messages that the stream holds in an older state: edited or moved since
 	// the gap began. Only those that the refill came past are known.
 	Changed []int64 `json:"changed_message_ids,omitempty"`
@@ -238,6 +248,16 @@ type Skipped struct {
 	EventID   int64  `json:"event_id"`
 	MessageID int64  `json:"message_id"`
 	Reason    string `json:"reason"`
+}
+
+// Excluded is the body of a bridge.excluded record: events that the bridge was told to leave
+// out, Count of those with ids above Above, up to UpTo. Of what was in them nothing is
+// stored.
+type Excluded struct {
+	Record string `json:"record"`
+	Above  int64  `json:"above_event_id"`
+	UpTo   int64  `json:"up_to_event_id"`
+	Count  int    `json:"count"`
 }
 
 // Rejected is the body of a bridge.rejected record.

@@ -79,11 +79,13 @@ var (
 		"Messages of which something was erased, because they were deleted at Zulip.", "realm")
 	rejected = desc("events_rejected_total", "Events that could not be carried as they are; a record has each.",
 		"realm")
+	excluded = desc("events_excluded_total", "Events left out, by --exclude-types and --no-direct-messages; records have "+
+		"their ids.", "realm")
 	oversize = desc("events_oversize_total",
 		"Events and messages larger than a message of NATS may be, stored in the object store.", "realm")
 
 	all = []*prometheus.Desc{buildInfo, leader, state, stored, bytesStored, lastStored, lastPoll, queueExpires, queueLife,
-		pollsTotal, errorsTotal, rateLimited, publish, gapsTotal, lastGap, gapOpen, refilled, erased, rejected,
+		pollsTotal, errorsTotal, rateLimited, publish, gapsTotal, lastGap, gapOpen, refilled, erased, rejected, excluded,
 		oversize}
 )
 
@@ -143,6 +145,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		count(refilled, n.Refilled, realm)
 		count(erased, n.Erased, realm)
 		count(rejected, n.Rejected, realm)
+		count(excluded, n.Excluded, realm)
 		count(oversize, n.Oversize, realm)
 		for i := range writes.Up {
 			writes.Up[i] += n.Writes.Up[i]

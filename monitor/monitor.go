@@ -228,6 +228,7 @@ type CountersReport struct {
 	Bytes       uint64                       `json:"bytes_stored"`
 	Rejected    uint64                       `json:"events_rejected"`
 	Skipped     uint64                       `json:"events_skipped"`
+	Excluded    uint64                       `json:"events_excluded,omitempty"`
 	Oversize    uint64                       `json:"events_oversize"`
 	Refilled    uint64                       `json:"messages_refilled"`
 	Erased      uint64                       `json:"messages_erased"`
@@ -296,8 +297,9 @@ func known(t time.Time) *time.Time {
 }
 
 func counters(c *bridge.Counters) CountersReport {
-	r := CountersReport{Events: c.Events, Bytes: c.Bytes, Rejected: c.Rejected, Skipped: c.Skipped, Oversize: c.Oversize,
-		Refilled: c.Refilled, Erased: c.Erased, Queues: c.Queues, Gaps: gaps(c), Polls: polls(c), RateLimited: c.RateLimited,
+	r := CountersReport{Events: c.Events, Bytes: c.Bytes, Rejected: c.Rejected, Skipped: c.Skipped,
+		Excluded: c.Excluded, Oversize: c.Oversize, Refilled: c.Refilled, Erased: c.Erased,
+		Queues: c.Queues, Gaps: gaps(c), Polls: polls(c), RateLimited: c.RateLimited,
 		Errors: map[string]map[string]uint64{}}
 	for e, n := range c.Errors {
 		if r.Errors[e.Side] == nil {

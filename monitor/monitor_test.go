@@ -32,7 +32,7 @@ func busy() bridge.Status {
 		Gap:   &bridge.Gap{Since: at, Cause: "Zulip has dropped the queue"},
 		Wrong: map[string]health.State{bridge.SideNATS: {Since: at, Tries: 3, Reason: "away", Text: "NATS is <away>"}},
 		Counters: bridge.Counters{Events: map[string]uint64{"message": 5, "other": 1}, Bytes: 1000, Rejected: 1, Skipped: 2,
-			Refilled: 3, Erased: 6, Oversize: 4, Queues: 2, Gaps: map[string]uint64{"dropped": 1}, LastGap: at,
+			Refilled: 3, Erased: 6, Excluded: 7, Oversize: 4, Queues: 2, Gaps: map[string]uint64{"dropped": 1}, LastGap: at,
 			Polls: poller.Polls{Events: 10, Empty: 1, Refused: 2, Limited: 3, Failed: 4}, RateLimited: 3,
 			Errors: map[bridge.Error]uint64{{Side: bridge.SideZulip, Kind: "server"}: 7}}}
 	s.Counters.Writes.Count, s.Counters.Writes.Sum = 4, 3*time.Second
@@ -76,6 +76,8 @@ zulip_nats_bytes_stored_total{realm="other"} 0
 zulip_nats_errors_total{kind="server",realm="acme",side="zulip"} 7
 zulip_nats_events_oversize_total{realm="acme"} 4
 zulip_nats_events_oversize_total{realm="other"} 0
+zulip_nats_events_excluded_total{realm="acme"} 7
+zulip_nats_events_excluded_total{realm="other"} 0
 zulip_nats_events_rejected_total{realm="acme"} 1
 zulip_nats_events_rejected_total{realm="other"} 0
 zulip_nats_events_stored_total{realm="acme",type="message"} 5
@@ -187,6 +189,7 @@ func TestStatus(t *testing.T) {
         "bytes_stored": 1000,
         "events_rejected": 1,
         "events_skipped": 2,
+        "events_excluded": 7,
         "events_oversize": 4,
         "messages_refilled": 3,
         "messages_erased": 6,

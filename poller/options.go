@@ -33,6 +33,11 @@ type Options struct {
 	ClientGravatar bool
 	// SlimPresence leaves e-mail addresses out of presence events.
 	SlimPresence bool
+	// ExcludeTypes are types of events, and NoDirectMessages all that is about direct
+	// messages, that whoever stores the events has to leave out. Zulip has no such options,
+	// and sends them all the same.
+	ExcludeTypes     []string
+	NoDirectMessages bool
 	// Life is how long Zulip is asked to keep the queue while no poll waits, at most 7
 	// days; 0 means 24 h. It is the outage that can be survived.
 	Life time.Duration
@@ -96,9 +101,12 @@ func (o Options) Validate() error {
 // JSON is the canonical form: equal options give equal bytes, so that a later start can
 // see whether something was changed.
 func (o Options) JSON() []byte {
-	types := slices.Clone(o.EventTypes)
-	slices.Sort(types)
-	types = slices.Compact(types)
+	sorted := func(types []string) []string {
+		types = slices.Clone(types)
+		slices.Sort(types)
+		return slices.Compact(types)
+	}
+	types := sorted(o.EventTypes)
 	if o.EventTypes != nil && types == nil {
 		types = []string{}
 	}
@@ -111,8 +119,10 @@ func (o Options) JSON() []byte {
 		SlimPresence     bool            `json:"slim_presence"`
 		Capabilities     map[string]bool `json:"client_capabilities"`
 		Life             int64           `json:"idle_queue_timeout"`
+		Exclude          []string        `json:"exclude_types,omitempty"`
+		NoDirect         bool            `json:"no_direct_messages,omitempty"`
 	}{types, append([][2]string{}, o.Narrow...), o.AllPublicStreams, o.ApplyMarkdown, o.ClientGravatar, o.SlimPresence,
-		capabilities, seconds(o.life())})
+		capabilities, seconds(o.life()), sorted(o.ExcludeTypes), o.NoDirectMessages})
 	if err != nil {
 		panic(err) // strings, booleans and a number
 	}

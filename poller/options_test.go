@@ -107,6 +107,10 @@ func TestOptionsJSON(t *testing.T) {
 	if string(a.JSON()) != want {
 		t.Errorf("got  %s\nwant %s", a.JSON(), want)
 	}
+	c := Options{EventTypes: []string{"a", "b"}, ExcludeTypes: []string{"d", "c", "d"}, NoDirectMessages: true}
+	if want := strings.TrimSuffix(want, "}") + `,"exclude_types":["c","d"],"no_direct_messages":true}`; string(c.JSON()) != want {
+		t.Errorf("got  %s\nwant %s", c.JSON(), want)
+	}
 	all, none := Options{}, Options{EventTypes: []string{}}
 	if string(all.JSON()) == string(none.JSON()) || !strings.Contains(string(none.JSON()), `"event_types":[]`) {
 		t.Errorf("all types %s, none %s", all.JSON(), none.JSON())

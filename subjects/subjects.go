@@ -52,6 +52,7 @@ const (
 	Rejected = "rejected" // an event that cannot be carried as it is
 	Skipped  = "skipped"  // a message event whose message the stream holds already
 	Erased   = "erased"   // what was erased, because it was deleted at Zulip
+	Excluded = "excluded" // events that the bridge was told to leave out
 )
 
 // Realm is one Zulip organization as subjects name it: a token that has been checked. The

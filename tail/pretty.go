@@ -251,6 +251,8 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 			return dim("what was deleted up to #%d is erased", b.DoneUpTo)
 		}
 		return dim("erased, since it was deleted: %s", plural(len(b.Messages), "message", "messages"))
+	case *events.Excluded:
+		return dim("events left out, as the bridge was told: %d", b.Count)
 	case *events.Rejected:
 		return []span{{styleGap, Clean("an event could not be carried: "+b.Reason, most)}}
 	}
