@@ -342,7 +342,8 @@ func (s *steps) tooMany(done bool, took time.Duration) bool {
 // with a write that names the message read here, so a stale read does no harm: the server
 // refuses the write, and we read again. A step that returns nil has done its part.
 func (b *Bridge) work(ctx context.Context) error {
-	b.refreshedAt, b.resumed, b.places = time.Time{}, false, nil
+	b.refreshedAt, b.resumed = time.Time{}, false
+	b.places = nil
 	b.said.Clear()
 	for s := newSteps(); ; {
 		p, err := b.read(ctx)
@@ -390,7 +391,8 @@ func (b *Bridge) adopt(ctx context.Context, p resumePoint) {
 		// There may be another. In a stream that was restored another instance's message may
 		// even have the sequence that we knew; and what we knew may be what a deposed leader
 		// told.
-		b.record, b.places = nil, nil
+		b.record = nil
+		b.places = nil
 		if writer := header(p.last, events.HeaderWriter); writer != b.writer && p.last.Seq > b.knownSeq &&
 			b.known.Queue != "" &&
 			b.once("overtaken by "+writer) {

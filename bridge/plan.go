@@ -103,7 +103,8 @@ func plan(r *events.Queue, in refillInputs) {
 	p := &events.Refill{Own: receives(asked, false), Public: receives(asked, true), Narrow: asked.Narrow,
 		NoDirect: asked.NoDirectMessages, UpTo: in.upTo, Until: refillUntil(r)}
 	r.Refill, r.Held = p, &events.Held{From: 1, UpToID: upTo(p)}
-	r.Cut, r.NoDirectUpTo = in.before.Cut, notWantedUpTo(in.before, r.Newest.Max())
+	r.Cut = in.before.Cut
+	r.NoDirectUpTo = notWantedUpTo(in.before, r.Newest.Max())
 	floor, story := events.MessageIDs{Own: events.Unknown, Public: events.Unknown}, in.before.Begin
 	if story != nil {
 		floor = story.Newest

@@ -74,10 +74,10 @@ func TestMetrics(t *testing.T) {
 zulip_nats_bytes_stored_total{realm="acme"} 1000
 zulip_nats_bytes_stored_total{realm="other"} 0
 zulip_nats_errors_total{kind="server",realm="acme",side="zulip"} 7
-zulip_nats_events_oversize_total{realm="acme"} 4
-zulip_nats_events_oversize_total{realm="other"} 0
 zulip_nats_events_excluded_total{realm="acme"} 7
 zulip_nats_events_excluded_total{realm="other"} 0
+zulip_nats_events_oversize_total{realm="acme"} 4
+zulip_nats_events_oversize_total{realm="other"} 0
 zulip_nats_events_rejected_total{realm="acme"} 1
 zulip_nats_events_rejected_total{realm="other"} 0
 zulip_nats_events_stored_total{realm="acme",type="message"} 5
