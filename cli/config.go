@@ -316,10 +316,10 @@ func (c *Config) check() error {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
 	}
-	if r := &c.Realms[0]; r.EraseDeleted && r.Queue.EventTypes != nil &&
-		!slices.Contains(r.Queue.EventTypes, "delete_message") {
+	if r := &c.Realms[0]; r.EraseDeleted && (r.Queue.EventTypes != nil &&
+		!slices.Contains(r.Queue.EventTypes, "delete_message") || slices.Contains(r.Queue.ExcludeTypes, "delete_message")) {
 		wrong = append(wrong, usageErrorf("--erase-deleted (or ZULIP_NATS_ERASE_DELETED) needs the events that tell of "+
-			"deletions: add delete_message to --event-types, or leave one of the two out"))
+			"deletions, delete_message: --event-types has to have them, where it is given, and --exclude-types must not"))
 	}
 	return errors.Join(wrong...)
 }

@@ -24,9 +24,11 @@ func TestEraseDeletedOption(t *testing.T) {
 	if c, err := checked("--event-types", "message,delete_message"); err != nil || !c.Realms[0].EraseDeleted {
 		t.Errorf("with delete_message among the types: %v", err)
 	}
-	_, err := checked("--event-types", "message,reaction")
-	if err == nil || !strings.Contains(err.Error(), "--erase-deleted") || !strings.Contains(err.Error(), "delete_message") {
-		t.Errorf("without delete_message among the types: %v", err)
+	for _, without := range [][]string{{"--event-types", "message,reaction"}, {"--exclude-types", "typing,delete_message"}} {
+		_, err := checked(without...)
+		if err == nil || !strings.Contains(err.Error(), "--erase-deleted") || !strings.Contains(err.Error(), "delete_message") {
+			t.Errorf("%v: %v", without, err)
+		}
 	}
 	if _, err := checked("--event-types", "message,reaction", "--erase-deleted=false"); err != nil {
 		t.Errorf("switched off: %v", err)

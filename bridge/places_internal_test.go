@@ -1,0 +1,62 @@
+package bridge
+
+import (
+	"runtime"
+	"testing"
+
+	"zulip-nats/poller"
+)
+
+// BenchmarkPlaces is what a look-up costs, of a reaction among as many messages as are
+// remembered: its bytes are read, and the map. held-KiB is what they take.
+func BenchmarkPlaces(b *testing.B) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	p := new(places)
+	for id := range int64(3 * placesMost) {
+		p.note(id, id%50+1)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	ev := &poller.Event{Type: "reaction", Raw: []byte(`{"type":"reaction","op":"add","user_id":11,"user":{"user_id":11,` +
+		`"email":"ada@example.com","full_name":"Ada Lovelace"},"message_id":196600,"emoji_name":"tada",` +
+		`"emoji_code":"1f389","reaction_type":"unicode_emoji","id":12}`)}
+	for b.Loop() {
+		if !p.inChannels(messagesOf(ev)) {
+			b.Fatal("not found")
+		}
+	}
+	b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/1024, "held-KiB")
+}
+
+// TestPlaces: the newest are remembered, in a bounded number, and what is noted again is
+// where it was noted last.
+func TestPlaces(t *testing.T) {
+	p := new(places)
+	p.note(1, 5)
+	p.note(1, 6)
+	p.note(2, directPlace)
+	for _, test := range []struct {
+		ids  []int64
+		want bool
+	}{{[]int64{1}, true}, {[]int64{2}, false}, {[]int64{1, 2}, false}, {[]int64{1, 3}, false}, {nil, false}} {
+		if got := p.inChannels(test.ids); got != test.want {
+			t.Errorf("%v: %v, want %v", test.ids, got, test.want)
+		}
+	}
+	if p.channel[1] != 6 || len(p.order) != 2 {
+		t.Errorf("%v, %v", p.channel, p.order)
+	}
+	for id := range int64(placesMost) {
+		p.note(100+id, 7)
+	}
+	if p.inChannels([]int64{1}) || !p.inChannels([]int64{100, 100 + placesMost - 1}) || len(p.channel) != placesMost ||
+		len(p.order) != placesMost {
+		t.Errorf("%d places in a ring of %d, of at most %d", len(p.channel), len(p.order), placesMost)
+	}
+	p.note(1, 5)
+	if p.inChannels([]int64{100}) || !p.inChannels([]int64{1, 101}) {
+		t.Error("it is not the oldest that is forgotten")
+	}
+}
