@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	urfave "github.com/urfave/cli/v2"
+
+	"zulip-nats/schema"
 )
 
 // completion prints what a shell has to know. It is made from the options and asks nobody
@@ -66,6 +68,8 @@ func allSaid(u *urfave.App) (all []said) {
 			}
 		case "completion":
 			all[i].words = []string{"bash", "zsh", "fish"}
+		case "schema":
+			all[i].words = schema.Names()
 		}
 	}
 	return all
