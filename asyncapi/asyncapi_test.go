@@ -1,0 +1,260 @@
+package asyncapi_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"zulip-nats/asyncapi"
+	"zulip-nats/schema"
+	"zulip-nats/subjects"
+)
+
+// specification is AsyncAPI's own schema of documents.
+func specification(t testing.TB) *jsonschema.Schema {
+	t.Helper()
+	f, err := os.Open("testdata/asyncapi-3.0.0.json.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := jsonschema.UnmarshalJSON(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	if err := c.AddResource("urn:asyncapi", doc); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("urn:asyncapi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func realm(t testing.TB, name string) subjects.Realm {
+	t.Helper()
+	r, err := subjects.ParseRealm(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func document(t testing.TB, c asyncapi.Config) map[string]any {
+	t.Helper()
+	text, err := asyncapi.Document(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc.(map[string]any)
+}
+
+func configs(t testing.TB) map[string]asyncapi.Config {
+	return map[string]asyncapi.Config{
+		"plain": {Realm: realm(t, "acme"), Stream: "ZULIP_acme", Program: "1.2.3", Servers: []string{"nats://127.0.0.1:4222"}},
+		"cluster": {Realm: realm(t, "127-0-0-1"), Stream: "EVERYTHING", Program: "(devel)",
+			Servers: []string{"nats://a.example.com", "tls://b.example.com:4333", "wss://c.example.com"}},
+		"few types": {Realm: realm(t, "A_b"), Stream: "ZULIP_A_b", Program: "1", Types: []string{"message", "brand_new"}},
+	}
+}
+
+// at gives what a pointer like "#/a/b" means in a document.
+func at(doc any, pointer string) (any, bool) {
+	for part := range strings.SplitSeq(strings.TrimPrefix(pointer, "#/"), "/") {
+		object, ok := doc.(map[string]any)
+		if !ok {
+			return nil, false
+		}
+		if doc, ok = object[strings.NewReplacer("~1", "/", "~0", "~").Replace(part)]; !ok {
+			return nil, false
+		}
+	}
+	return doc, true
+}
+
+// walk goes over a document.
+func walk(v any, f func(map[string]any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		f(v)
+		for _, of := range v {
+			walk(of, f)
+		}
+	case []any:
+		for _, of := range v {
+			walk(of, f)
+		}
+	}
+}
+
+// TestValid: a document is one by AsyncAPI's own schema, what it refers to is in it, and
+// each schema in it is one.
+func TestValid(t *testing.T) {
+	spec := specification(t)
+	for name, c := range configs(t) {
+		doc := document(t, c)
+		if err := spec.Validate(doc); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		used := map[string]bool{}
+		walk(doc, func(o map[string]any) {
+			if to, ok := o["$ref"].(string); ok {
+				used[to] = true
+				if _, ok := at(doc, to); !ok {
+					t.Errorf("%s: %s is not in the document", name, to)
+				}
+			}
+		})
+		for _, part := range []string{"messages", "schemas"} {
+			all, _ := at(doc, "#/components/"+part)
+			for _, key := range slices.Sorted(maps.Keys(all.(map[string]any))) {
+				to := "#/components/" + part + "/" + key
+				if !used[to] {
+					t.Errorf("%s: nothing refers to %s", name, to)
+				}
+				if part == "schemas" {
+					compile(t, doc, to)
+				}
+			}
+		}
+	}
+}
+
+// compile makes a schema of the document ready.
+func compile(t testing.TB, doc any, pointer string) *jsonschema.Schema {
+	t.Helper()
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft7) // which AsyncAPI's schemas are made after
+	if err := c.AddResource("urn:doc", doc); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("urn:doc" + pointer)
+	if err != nil {
+		t.Fatalf("%s: %v", pointer, err)
+	}
+	return s
+}
+
+// TestNotValid: what is no document is not taken for one, so the schema does look.
+func TestNotValid(t *testing.T) {
+	spec := specification(t)
+	for name, spoil := range map[string]func(map[string]any){
+		"no info":             func(d map[string]any) { delete(d, "info") },
+		"another version":     func(d map[string]any) { d["asyncapi"] = "2.6.0" },
+		"an unknown member":   func(d map[string]any) { d["subjects"] = "zulip.>" },
+		"a server without":    func(d map[string]any) { delete(get(d, "servers", "nats"), "protocol") },
+		"an unknown action":   func(d map[string]any) { get(d, "operations", "send.message")["action"] = "publish" },
+		"an address of an id": func(d map[string]any) { get(d, "channels", "message")["address"] = 7 },
+		"a bad schema":        func(d map[string]any) { get(d, "components", "schemas", "event.message")["type"] = "text" },
+	} {
+		doc := document(t, configs(t)["plain"])
+		spoil(doc)
+		if spec.Validate(doc) == nil {
+			t.Errorf("%s: it is valid", name)
+		}
+	}
+}
+
+func get(doc map[string]any, path ...string) map[string]any {
+	v, ok := at(doc, "#/"+strings.Join(path, "/"))
+	if !ok {
+		panic(fmt.Sprint("no ", path))
+	}
+	return v.(map[string]any)
+}
+
+// TestSubjects: what is on the bus, and nothing else, by the table of the README.
+func TestSubjects(t *testing.T) {
+	for name, want := range map[string][]string{
+		"few types": {"zulip.A_b.brand_new", "zulip.A_b.bridge.gap", "zulip.A_b.bridge.queue", "zulip.A_b.bridge.rejected",
+			"zulip.A_b.bridge.skipped", "zulip.A_b.heartbeat", "zulip.A_b.message"},
+		"plain": {"zulip.acme.bridge.gap", "zulip.acme.bridge.queue", "zulip.acme.bridge.rejected", "zulip.acme.bridge.skipped",
+			"zulip.acme.{type}"},
+	} {
+		doc := document(t, configs(t)[name])
+		var has []string
+		for _, c := range get(doc, "channels") {
+			has = append(has, c.(map[string]any)["address"].(string))
+		}
+		slices.Sort(has)
+		if name == "plain" {
+			for _, s := range schema.All() {
+				if !s.Record {
+					want = append(want, "zulip.acme."+s.Name)
+				}
+			}
+		}
+		slices.Sort(want)
+		if !slices.Equal(has, want) {
+			t.Errorf("%s: the subjects are %v, want %v", name, has, want)
+		}
+		if get(doc, "x-jetstream")["stream"] != configs(t)[name].Stream {
+			t.Errorf("%s: %v", name, get(doc, "x-jetstream"))
+		}
+	}
+	servers := get(document(t, configs(t)["cluster"]), "servers")
+	for name, want := range map[string]string{"nats1": "nats a.example.com", "nats2": "nats b.example.com:4333", "nats3": "wss c.example.com"} {
+		s := servers[name].(map[string]any)
+		if got := fmt.Sprint(s["protocol"], " ", s["host"]); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if _, err := asyncapi.Document(asyncapi.Config{Realm: realm(t, "a"), Types: []string{"a.b"}}); err == nil {
+		t.Error("a type that cannot be in a subject is described")
+	}
+}
+
+// TestHeaders: every header that package events names is described, with a sentence.
+func TestHeaders(t *testing.T) {
+	described := map[string]string{}
+	walk(get(document(t, configs(t)["plain"]), "components", "schemas"), func(o map[string]any) {
+		properties, _ := o["properties"].(map[string]any)
+		for name, of := range properties {
+			about, _ := of.(map[string]any)["description"].(string)
+			described[name] = about
+		}
+	})
+	f, err := parser.ParseFile(token.NewFileSet(), "../events/events.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	ast.Inspect(f, func(node ast.Node) bool {
+		if v, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(v.Names[0].Name, "Header") {
+			name, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+			if described[name] == "" {
+				t.Errorf("the header %s (%s) is not described", name, v.Names[0].Name)
+			}
+		}
+		return true
+	})
+	if n < 15 {
+		t.Errorf("package events has %d headers only", n)
+	}
+}
