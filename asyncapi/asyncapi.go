@@ -29,6 +29,8 @@ type Config struct {
 	Servers []string
 	// Types are the types of events that the queue is asked for; none: all.
 	Types []string
+	// CloudEvents: messages have the headers of a CloudEvent besides.
+	CloudEvents bool
 	// Program is the version of zulip-nats.
 	Program string
 }
@@ -199,12 +201,12 @@ func (d *document) channel(p place, parameters object, messages ...string) {
 func (d *document) event(s schema.Schema) error {
 	title := d.define(s)
 	payload := ref("components", "schemas", title)
-	d.message(title, s.Name, s.About, whole(rules(live, map[string]string{
+	d.message(title, s.Name, s.About, whole(d.rules(live, map[string]string{
 		events.HeaderEventType: s.Name, events.HeaderOrigin: events.OriginLive})), payload)
 	messages := []string{title, "stub"}
 	if s.Name == "message" {
 		d.message("backfill.message", "message from history",
-			"A message that was read back after a lost queue, in the shape of an event.", whole(rules(backfill, map[string]string{
+			"A message that was read back after a lost queue, in the shape of an event.", whole(d.rules(backfill, map[string]string{
 				events.HeaderEventType: s.Name, events.HeaderOrigin: events.OriginBackfill})), payload)
 		messages = append(messages, "backfill.message")
 	}
@@ -230,7 +232,7 @@ func whole(head object) object {
 // stub is the message that stands for an event that is too large.
 func (d *document) stub() {
 	d.message("stub", "stub", "An event that is larger than a message may be. It has no body: the bytes are in the object store.",
-		rules(stub, nil), nil)
+		d.rules(stub, nil), nil)
 }
 
 // others are the events of types that came with newer servers.
@@ -243,7 +245,7 @@ func (d *document) others() {
 	}
 	d.schemas["event.other"] = object{"type": "object", "required": []string{"type"}, "properties": object{
 		"type": object{"type": "string", "not": object{"enum": known}}}}
-	head := whole(rules(live, map[string]string{events.HeaderOrigin: events.OriginLive}))
+	head := whole(d.rules(live, map[string]string{events.HeaderOrigin: events.OriginLive}))
 	d.message("event.other", "an event of another type", "An event of a type that is not known here.", head,
 		ref("components", "schemas", "event.other"))
 	d.channel(place{channel: "other", address: strings.TrimSuffix(d.Realm.Events(), "*") + "{type}",
@@ -260,7 +262,7 @@ func (d *document) record(kind, about string, records []string) {
 			panic("there is no schema of the record " + name) // a test goes over all of them
 		}
 		title := d.define(s)
-		d.message(title, name, s.About, rules(record, map[string]string{events.HeaderRecord: name}, recordHeaders[name]...),
+		d.message(title, name, s.About, d.rules(record, map[string]string{events.HeaderRecord: name}, recordHeaders[name]...),
 			ref("components", "schemas", title))
 		messages = append(messages, title)
 	}

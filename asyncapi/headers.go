@@ -66,13 +66,40 @@ var headers = []header{
 		about: "The bridge's own, on the record of a queue: what follows."},
 }
 
+// encoded is what the CloudEvents binding leaves of a value.
+const encoded = `^[!#-~]+$`
+
+// cloudHeaders are those that --cloudevents adds.
+var cloudHeaders = []header{
+	{name: events.HeaderCloudVersion, words: []string{"1.0"}, on: []kind{live, backfill, stub, record},
+		about: "CloudEvents: the version of the specification."},
+	{name: events.HeaderCloudID, pattern: encoded, on: []kind{live, backfill, stub, record},
+		about: "CloudEvents: different for every message, and the same each time that it is read."},
+	{name: events.HeaderCloudSource, pattern: encoded, on: []kind{live, backfill, stub, record},
+		about: "CloudEvents: the address of the organization."},
+	{name: events.HeaderCloudType, pattern: encoded, on: []kind{live, backfill, stub, record},
+		about: "CloudEvents: " + events.CloudTypeEvent + "<type>.<op>, or " + events.CloudTypeRecord + "<record>."},
+	{name: events.HeaderCloudTime, pattern: `^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$`,
+		on: []kind{live, backfill, stub, record}, about: "CloudEvents: when a message was sent; of all else, when the bridge got it."},
+	{name: events.HeaderCloudSubject, pattern: `^message/[0-9]+$`, on: []kind{backfill}, maybe: []kind{live, stub, record},
+		about: "CloudEvents: the message that it is about."},
+	{name: events.HeaderCloudContentType, words: []string{"application/json"}, on: []kind{live, backfill, stub, record},
+		about: "CloudEvents: of the body."},
+	{name: events.HeaderCloudDataRef, pattern: encoded, on: []kind{stub},
+		about: "CloudEvents: where the body is, a relative reference: the object store and the name of the object."},
+}
+
 // rules are the headers of one kind of message as a JSON Schema. fixed are headers that
 // have this one value there, must are further ones that it always has. Other headers are
 // good: NATS has its own.
-func rules(of kind, fixed map[string]string, must ...string) object {
+func (c *Config) rules(of kind, fixed map[string]string, must ...string) object {
 	properties := object{}
 	var required []string
-	for _, h := range headers {
+	all := headers
+	if c.CloudEvents {
+		all = slices.Concat(headers, cloudHeaders)
+	}
+	for _, h := range all {
 		word, isFixed := fixed[h.name]
 		always := slices.Contains(h.on, of) || isFixed || slices.Contains(must, h.name)
 		if !always && !slices.Contains(h.maybe, of) {

@@ -120,6 +120,9 @@ type Config struct {
 	// next start resumes it.
 	DeleteQueue bool
 
+	// CloudEvents adds the headers of a CloudEvent to what is stored.
+	CloudEvents bool
+
 	// Version is written in records.
 	Version string
 

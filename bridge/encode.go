@@ -43,6 +43,13 @@ func (b *Bridge) encode(ev *poller.Event, at poller.Position, all *[]stream.Head
 		add(events.HeaderMessageID, itoa(ev.MessageID))
 	}
 	*all = appendPlace(*all, ev.Recipient, ev.ChannelID)
+	if b.cfg.CloudEvents {
+		var sent int64
+		if ev.MessageID > 0 {
+			sent = sentAt(ev.Raw)
+		}
+		*all = append(*all, b.cloudHeaders((*all)[from:], events.CloudTypeEvent+joined(ev.Type, ev.Op), sent)...)
+	}
 	headers := (*all)[from:len(*all):len(*all)]
 	return entry{after: next, tally: eventTally(ev.Type),
 		msg: stream.Message{Subject: subject, Headers: headers, Data: ev.Raw}}, true, nil

@@ -1062,4 +1062,23 @@ var bridgeMutations = []mutation{
 	{"5: a standby looks each ten seconds what became of what it left", "bridge/queues.go",
 		"sleep(ctx, clearEvery) == nil",
 		"sleep(ctx, clearEvery/20) == nil", by("TestLoopsHaveALeastPause")},
+
+	// CloudEvents.
+	{"CloudEvents: the id is the key", "bridge/cloudevents.go",
+		"cloudValue(events.Key(head))", "cloudValue(b.writer)", by("TestCloudEvents")},
+	{"CloudEvents: what is written in an id is encoded", "bridge/cloudevents.go",
+		"cloudValue(events.Key(head))", "events.Key(head)", by("TestCloudEvents")},
+	{"CloudEvents: a double quote is encoded", "bridge/cloudevents.go",
+		" && r != '\"'", "", by("TestCloudValue")},
+	{"CloudEvents: a percent sign is", "bridge/cloudevents.go",
+		" && r != '%'", "", by("TestCloudValue")},
+	{"CloudEvents: no event has their headers unasked", "bridge/encode.go",
+		"if b.cfg.CloudEvents {", "if b != nil {", by("TestCloudEvents")},
+	{"CloudEvents: no record", "bridge/records.go",
+		"if b.cfg.CloudEvents {", "if b != nil {", by("TestCloudEvents")},
+	{"CloudEvents: no message from history", "bridge/refill.go",
+		"if b.cfg.CloudEvents {", "if b != nil {", by("TestCloudEvents")},
+	{"CloudEvents: a record has them", "bridge/records.go",
+		"	if b.cfg.CloudEvents {\n		headers = append(headers, b.cloudHeaders(headers, events.CloudTypeRecord+record, 0)...)\n	}\n",
+		"", by("TestCloudEvents")},
 }

@@ -45,6 +45,9 @@ func (b *Bridge) claimCheck(ctx context.Context, e entry, name string, in phase)
 		stream.Header{Key: events.HeaderObject, Value: name},
 		stream.Header{Key: events.HeaderSize, Value: itoa(int64(len(e.msg.Data)))},
 		stream.Header{Key: events.HeaderDigest, Value: "SHA-256=" + hex.EncodeToString(digest[:])})
+	if b.cfg.CloudEvents {
+		e.msg.Headers = append(e.msg.Headers, b.cloudDataRef(name))
+	}
 	e.object, e.msg.Data = len(e.msg.Data), nil
 	return e, nil
 }

@@ -42,6 +42,9 @@ func (b *Bridge) recordEntry(record, kind string, at poller.Position, body any, 
 	if at.Queue != "" {
 		headers = append(headers, stream.Header{Key: events.HeaderQueueID, Value: at.Queue})
 	}
+	if b.cfg.CloudEvents {
+		headers = append(headers, b.cloudHeaders(headers, events.CloudTypeRecord+record, 0)...)
+	}
 	return entry{after: at, tally: recordTally[record],
 		msg: stream.Message{Subject: b.realm.Record(kind), Headers: headers, Data: data}}, nil
 }

@@ -353,6 +353,9 @@ func (b *Bridge) refilled(ctx context.Context, at poller.Position, m *pastMessag
 			{Key: events.HeaderMessageID, Value: itoa(m.id)},
 		}}}
 	e.msg.Headers = appendPlace(e.msg.Headers, m.recipient, m.channel)
+	if b.cfg.CloudEvents {
+		e.msg.Headers = append(e.msg.Headers, b.cloudHeaders(e.msg.Headers, events.CloudTypeEvent+"message", m.sent)...)
+	}
 	if b.stream.Fits(&e.msg) {
 		return e, nil
 	}

@@ -122,6 +122,9 @@ type RealmConfig struct {
 
 	// StartFrom is where the very first start begins. The zero value: now.
 	StartFrom bridge.StartFrom
+
+	// CloudEvents makes each message a CloudEvent too, by further headers.
+	CloudEvents bool
 }
 
 func defaults() Config {
@@ -240,6 +243,8 @@ func (c *Config) settings() []*option {
 			duration(&r.OversizeWait, time.Second, 24*time.Hour)),
 		opt(catStore, "erase-deleted", "erase what the stream and the object store hold of a message when it is "+
 			"deleted at Zulip", "", truth(&r.EraseDeleted), yes),
+		opt(catStore, "cloudevents", "make each message a CloudEvent too: headers ce-..., by the binary mode of its NATS "+
+			"binding", "", truth(&r.CloudEvents), yes),
 		opt(catStore, "moved-from", "`URL` of the organization before it moved to another host, for a stream that "+
 			"knows it by that one", "",
 			site(&r.MovedFrom)),

@@ -192,6 +192,7 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 		EraseDeleted:      r.EraseDeleted,
 		Disconnected:      conn.Disconnected(),
 		MovedFrom:         r.MovedFrom,
+		CloudEvents:       r.CloudEvents,
 		Version:           version,
 		Log:               log,
 	}

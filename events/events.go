@@ -75,6 +75,27 @@ const (
 	HeaderNext     = "Bridge-Next"
 )
 
+// Headers that come besides with --cloudevents: the attributes of a CloudEvent in the
+// binary mode of its NATS binding (cloudevents/spec, nats-protocol-binding.md). Values are
+// percent-encoded as it says. HeaderCloudID is [Key].
+const (
+	HeaderCloudVersion     = "ce-specversion"
+	HeaderCloudID          = "ce-id"
+	HeaderCloudSource      = "ce-source"          // the organization's address
+	HeaderCloudType        = "ce-type"            // CloudTypeEvent or CloudTypeRecord, and which
+	HeaderCloudTime        = "ce-time"            // of a message when it was sent, else when the bridge got it
+	HeaderCloudSubject     = "ce-subject"         // "message/" and its id, where it is about one
+	HeaderCloudContentType = "ce-datacontenttype" // application/json
+	HeaderCloudDataRef     = "ce-dataref"         // of a stub: the object store, a slash, and the object's name
+)
+
+// How the values of HeaderCloudType begin: behind it are the event's type and, behind a
+// dot, its op; or the record.
+const (
+	CloudTypeEvent  = "com.zulip."
+	CloudTypeRecord = "zulip-nats."
+)
+
 // Values of HeaderOrigin, HeaderNext and HeaderRecipientType.
 const (
 	OriginLive     = "live"     // it came by the queue
