@@ -322,6 +322,7 @@ func (w *world) check() {
 		c.deserted = c.deserted && !i.running()
 	}
 	c.twice()
+	c.cloudEvents()
 	c.events()
 	c.private()
 	c.gapsAreTrue()
@@ -418,6 +419,17 @@ func aboutMessage(m *written) int64 {
 		}
 	}
 	return 0
+}
+
+// cloudEvents: whatever is written, and is a CloudEvent if that was asked for, has the id
+// that it is known by, so an event that is written once more has the same.
+func (c *whole) cloudEvents() {
+	for n := range c.all {
+		m := &c.all[n]
+		if want := events.Key(m.Header); ours(&m.Stored) && c.told.cloud && first(m.Stored, events.HeaderCloudID) != want {
+			c.t.Errorf("the CloudEvent %q at #%d should have the id %q", first(m.Stored, events.HeaderCloudID), m.Seq, want)
+		}
+	}
 }
 
 // twice: no event and no message is there twice.

@@ -41,7 +41,7 @@ func (d *tally) count(what string) {
 var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
-	`an object store with a limit|something sent while registering|what is deleted is erased|`+
+	`an object store with a limit|CloudEvents|something sent while registering|what is deleted is erased|`+
 	`edited message|deleted message|deleted together|an answer to a poll|a deletion that the stream tells|`+
 	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|`+
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
@@ -96,7 +96,9 @@ func (w *world) one(n int) bool { return w.rng.IntN(n) == 0 }
 // allowances is what happened that the bridge cannot help, by which the checker judges
 // what it finds.
 type allowances struct {
-	sim bool // the world is drawn: nothing but what is noted here may explain what is found
+	// cloud: all messages are CloudEvents too.
+	cloud bool
+	sim   bool // the world is drawn: nothing but what is noted here may explain what is found
 	// cut is when a process was killed, or stopped while JetStream did not answer, or
 	// stood still for longer than it gives a request, or ended because of a setting: a
 	// queue that it had just made may be left over.
@@ -301,6 +303,11 @@ func (w *world) setUp() {
 			c.StartFrom = bridge.StartFrom{MessageID: s.id,
 				Time: s.sent}
 		})
+	}
+	if w.zulip.Seed%4 == 0 { // by the seed itself, so that all other draws stay what they were
+		w.drew("CloudEvents")
+		w.told.cloud = true
+		configure = append(configure, func(c *bridge.Config) { c.CloudEvents = true })
 	}
 	w.configure = func(c *bridge.Config) {
 		for _, f := range configure {
