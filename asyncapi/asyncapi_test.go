@@ -229,25 +229,53 @@ func TestHeaders(t *testing.T) {
 			described[name] = about
 		}
 	})
-	f, err := parser.ParseFile(token.NewFileSet(), "../events/events.go", nil, 0)
+	all := constants(t, "../events/events.go", "Header")
+	for constant, name := range all {
+		if described[name] == "" {
+			t.Errorf("the header %s (%s) is not described", name, constant)
+		}
+	}
+	if len(all) < 23 {
+		t.Errorf("package events has %d headers only", len(all))
+	}
+}
+
+// TestRecords: every record that package events names is described, and every subject of
+// records that package subjects has.
+func TestRecords(t *testing.T) {
+	doc := document(t, configs(t)["plain"])
+	for constant, name := range constants(t, "../events/records.go", "Record") {
+		if _, ok := at(doc, "#/components/messages/record."+name); !ok {
+			t.Errorf("the record %s (%s) is not described", name, constant)
+		}
+	}
+	for _, kind := range []string{subjects.Queue, subjects.Gap, subjects.Rejected, subjects.Skipped} {
+		if c := get(doc, "channels", "bridge."+kind); c["address"] != "zulip.acme.bridge."+kind {
+			t.Errorf("%s: %v", kind, c)
+		}
+	}
+}
+
+// constants are the texts of a file whose names begin so.
+func constants(t *testing.T, file, prefix string) map[string]string {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
+	all := map[string]string{}
 	ast.Inspect(f, func(node ast.Node) bool {
-		if v, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(v.Names[0].Name, "Header") {
-			name, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
+		if v, ok := node.(*ast.ValueSpec); ok && len(v.Values) == 1 && strings.HasPrefix(v.Names[0].Name, prefix) {
+			text, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
 			if err != nil {
 				t.Fatal(err)
 			}
-			n++
-			if described[name] == "" {
-				t.Errorf("the header %s (%s) is not described", name, v.Names[0].Name)
-			}
+			all[v.Names[0].Name] = text
 		}
 		return true
 	})
-	if n < 23 {
-		t.Errorf("package events has %d headers only", n)
+	if len(all) == 0 {
+		t.Fatalf("%s has no constants %s...", file, prefix)
 	}
+	return all
 }
