@@ -1,0 +1,7 @@
+// Package examples holds services that stand on the stream, one in each of three
+// languages, and a page; README.md beside this file says what each is for. Nothing
+// imports them. What is tested here is that they do, through everything that goes wrong,
+// what they say:
+//
+//	go test -tags examples ./examples -python PATH -node PATH
+package examples
