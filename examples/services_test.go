@@ -26,10 +26,9 @@ func TestServices(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
-	env := []string{"NATS_URL=" + w.nats.URL, "REALM=acme", "ZULIPRC=" + w.path("greeter")}
-	search := w.serve("search", nil, w.builds(), "--nats", w.nats.URL, "--http", address, "--file", w.path("search.json"))
-	greeter := w.serve("greeter", env, *python, w.script("python/greeter.py", w.dir, "PATIENCE = 10 ", "PATIENCE = 3 "))
-	statistics := w.serve("statistics", env, "node", w.script("node/statistics.mjs", *node))
+	search := w.serve("search", nil, w.builds(), "--nats", w.as("search"), "--http", address, "--file", w.path("search.json"))
+	greeter := w.serve("greeter", []string{"NATS_URL=" + w.as("greeter"), "ZULIPRC=" + w.path("greeter")}, *python, w.script("python/greeter.py", w.dir, "PATIENCE = 10 ", "PATIENCE = 3 "))
+	statistics := w.serve("statistics", []string{"NATS_URL=" + w.as("statistics")}, "node", w.script("node/statistics.mjs", *node))
 	all := []*service{search, greeter, statistics}
 	var greeted []string // who has to be
 	said := func(names ...string) { greeted = append(greeted, names...) }

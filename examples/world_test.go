@@ -23,8 +23,9 @@ import (
 )
 
 var (
-	python = flag.String("python", "python3", "the Python that has what python/requirements.txt names")
-	node   = flag.String("node", "node", "a `folder` with what node/package.json names in its node_modules, "+
+	browser = flag.String("browser", "browser", "a `folder` with the nats.js that browser/package.json makes")
+	python  = flag.String("python", "python3", "the Python that has what python/requirements.txt names")
+	node    = flag.String("node", "node", "a `folder` with what node/package.json names in its node_modules, "+
 		"for which that of the example is copied there")
 )
 
@@ -39,6 +40,9 @@ type world struct {
 	site  string // URL of Zulip
 	dir   string // where services keep their files
 
+	webSocket  string // address of NATS for browsers
+	violations bool   // whether it is a mistake if somebody is refused a right
+
 	bridge  *harness.Process
 	journal *harness.Journal
 	started time.Time // when the bridge was
@@ -50,10 +54,23 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), reactions: map[string]int{}, journal: harness.NewJournal(t, "bridge"),
+	w := &world{t: t, dir: t.TempDir(), reactions: map[string]int{}, violations: true, journal: harness.NewJournal(t, "bridge"),
 		zulip: &zulipsim.Server{MaxMessageLength: 2 << 20, EventsRules: []zulipsim.RateRule{},
 			APIRules: []zulipsim.RateRule{}}}
-	w.nats = natstest.StartProcess(t, "")
+	w.webSocket = fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
+	w.nats = natstest.StartProcess(t, w.users()+fmt.Sprintf(`
+no_auth_user: operator # the test itself
+websocket { listen: %q, no_tls: true }
+`, w.webSocket))
+	t.Cleanup(func() { // what somebody was not allowed to
+		text, err := os.ReadFile(w.nats.LogFile())
+		harness.Must(t, err)
+		for line := range strings.Lines(string(text)) {
+			if w.violations && strings.Contains(line, "Violation") {
+				t.Errorf("a right is missing in README.md: %s", line)
+			}
+		}
+	})
 	w.js = w.nats.JetStream()
 	w.site = w.zulip.Start(t)
 	for _, channel := range []string{"welcome", "ops", "general"} {
@@ -62,6 +79,30 @@ func newWorld(t testing.TB) *world {
 	w.account("bridge-bot@example.com", "bridge")
 	w.account("greeter-bot@example.com", "greeter")
 	return w
+}
+
+// users are the users of README.md, with passwords.
+func (w *world) users() string {
+	w.t.Helper()
+	text, err := os.ReadFile("README.md")
+	harness.Must(w.t, err)
+	_, conf, _ := strings.Cut(string(text), "```conf\n")
+	conf, _, found := strings.Cut(conf, "```")
+	if !found {
+		w.t.Fatal("README.md has no configuration")
+	}
+	for _, user := range []string{"operator", "search", "greeter", "statistics", "page"} {
+		harness.KeepSecret(password(user))
+		conf = strings.ReplaceAll(conf, "$"+strings.ToUpper(user)+"_PASSWORD", password(user))
+	}
+	return conf
+}
+
+func password(user string) string { return "theOneOf" + user }
+
+// as is the URL of NATS for a user.
+func (w *world) as(user string) string {
+	return strings.Replace(w.nats.URL, "://", "://"+user+":"+password(user)+"@", 1)
 }
 
 // account makes a bot, and its zuliprc in the world's folder.

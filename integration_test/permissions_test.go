@@ -218,7 +218,7 @@ func TestMoreThanMeant(t *testing.T) {
 		publish: ["$JS.API.CONSUMER.CREATE.ZULIP_acme.>", "$JS.API.CONSUMER.MSG.NEXT.ZULIP_acme.>"], subscribe: ["_INBOX_maker.>"] } }
 	{ user: large, password: theLargeOnesOwn, permissions: {
 		publish: ["$JS.API.STREAM.INFO.OBJ_zulip_acme", "$JS.API.STREAM.MSG.GET.OBJ_zulip_acme", "$JS.API.DIRECT.GET.OBJ_zulip_acme.>",
-			"$JS.API.CONSUMER.*.OBJ_zulip_acme.>"], subscribe: ["_INBOX_large.>"] } }
+			"$JS.API.CONSUMER.*.OBJ_zulip_acme.>", "$JS.FC.OBJ_zulip_acme.>"], subscribe: ["_INBOX_large.>"] } }
 	`
 	n := natstest.StartProcess(t, strings.Replace(documented(t)[0], "{ user: triage", rights+"{ user: triage", 1))
 	w := newWorld(t, as("operator", n.URL))

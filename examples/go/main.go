@@ -48,7 +48,7 @@ func main() {
 }
 
 func run(ctx context.Context, url, realm, file, address string) error {
-	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.Name("search"))
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.Name("search"), nats.CustomInboxPrefix("_INBOX_search"))
 	if err != nil {
 		return fmt.Errorf("no connection to the NATS server of --nats: %w", err)
 	}

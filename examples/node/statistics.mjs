@@ -18,7 +18,12 @@ import { connect } from "@nats-io/transport-node";
 const { NATS_URL = "nats://127.0.0.1:4222", REALM = "acme" } = process.env;
 const stream = `ZULIP_${REALM}`;
 
-const nc = await connect({ servers: NATS_URL, name: "statistics", maxReconnectAttempts: -1 });
+const nc = await connect({
+  servers: NATS_URL,
+  name: "statistics",
+  inboxPrefix: "_INBOX_statistics",
+  maxReconnectAttempts: -1,
+});
 const { created } = await (await jetstreamManager(nc)).streams.info(stream);
 const bucket = await new Kvm(nc).create("statistics");
 

@@ -38,7 +38,9 @@ PATIENCE = 10  # seconds that Zulip may take to answer
 
 async def main():
     zulip = Zulip(os.environ.get("ZULIPRC", os.path.expanduser("~/.zuliprc")))
-    nc = await nats.connect(URL, name="greeter", max_reconnect_attempts=-1)
+    nc = await nats.connect(
+        URL, name="greeter", inbox_prefix="_INBOX_greeter", max_reconnect_attempts=-1
+    )
     js = nc.jetstream()
     people = await js.create_key_value(bucket="greeter")
     # The consumer is durable: the server keeps how far we are. One message is under way
