@@ -3,5 +3,7 @@
 // imports them. What is tested here is that they do, through everything that goes wrong,
 // what they say:
 //
-//	go test -tags examples ./examples -python PATH -node PATH
+//	go test -tags examples ./examples -python PATH -node FOLDER -browser FOLDER -nats-command PATH
+//
+// .ci/run shows how the four are had. The same test runs docs/consume.md.
 package examples

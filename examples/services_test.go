@@ -23,7 +23,7 @@ import (
 // what they have come to with what Zulip has.
 func TestServices(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld(t, "README.md")
 	w.start()
 	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
 	search := w.serve("search", nil, w.builds(), "--nats", w.as("search"), "--http", address, "--file", w.path("search.json"))

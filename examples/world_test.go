@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 
 var (
 	browser = flag.String("browser", "browser", "a `folder` with the nats.js that browser/package.json makes")
+	natsCLI = flag.String("nats-command", "nats", "the path of the nats command")
 	python  = flag.String("python", "python3", "the Python that has what python/requirements.txt names")
 	node    = flag.String("node", "node", "a `folder` with what node/package.json names in its node_modules, "+
 		"for which that of the example is copied there")
@@ -41,7 +43,7 @@ type world struct {
 	dir   string // where services keep their files
 
 	webSocket  string // address of NATS for browsers
-	violations bool   // whether it is a mistake if somebody is refused a right
+	violations bool   // whether somebody is meant to be refused something
 
 	bridge  *harness.Process
 	journal *harness.Journal
@@ -52,13 +54,16 @@ type world struct {
 	reactions map[string]int // that the queue told of, by emoji
 }
 
-func newWorld(t testing.TB) *world {
+// newWorld makes a world in which NATS knows the users that a page shows. In the world of
+// README.md nobody is refused anything, unless violations says otherwise.
+func newWorld(t testing.TB, page string) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), reactions: map[string]int{}, violations: true, journal: harness.NewJournal(t, "bridge"),
+	w := &world{t: t, dir: t.TempDir(), reactions: map[string]int{}, violations: page != "README.md",
+		journal: harness.NewJournal(t, "bridge"),
 		zulip: &zulipsim.Server{MaxMessageLength: 2 << 20, EventsRules: []zulipsim.RateRule{},
 			APIRules: []zulipsim.RateRule{}}}
 	w.webSocket = fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
-	w.nats = natstest.StartProcess(t, w.users()+fmt.Sprintf(`
+	w.nats = natstest.StartProcess(t, users(t, page)+fmt.Sprintf(`
 no_auth_user: operator # the test itself
 websocket { listen: %q, no_tls: true }
 `, w.webSocket))
@@ -66,7 +71,7 @@ websocket { listen: %q, no_tls: true }
 		text, err := os.ReadFile(w.nats.LogFile())
 		harness.Must(t, err)
 		for line := range strings.Lines(string(text)) {
-			if w.violations && strings.Contains(line, "Violation") {
+			if !w.violations && strings.Contains(line, "Violation") {
 				t.Errorf("a right is missing in README.md: %s", line)
 			}
 		}
@@ -81,21 +86,38 @@ websocket { listen: %q, no_tls: true }
 	return w
 }
 
-// users are the users of README.md, with passwords.
-func (w *world) users() string {
-	w.t.Helper()
-	text, err := os.ReadFile("README.md")
-	harness.Must(w.t, err)
-	_, conf, _ := strings.Cut(string(text), "```conf\n")
-	conf, _, found := strings.Cut(conf, "```")
-	if !found {
-		w.t.Fatal("README.md has no configuration")
+// block is a piece of a page: code, commands, or what the piece before printed.
+type block struct {
+	kind, text string
+	line       int
+}
+
+// blocks are the pieces of a page.
+func blocks(t testing.TB, page string) (all []block) {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	harness.Must(t, err)
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllSubmatchIndex(text, -1) {
+		all = append(all, block{kind: string(text[m[2]:m[3]]), text: string(text[m[4]:m[5]]),
+			line: 1 + strings.Count(string(text[:m[0]]), "\n")})
 	}
-	for _, user := range []string{"operator", "search", "greeter", "statistics", "page"} {
-		harness.KeepSecret(password(user))
-		conf = strings.ReplaceAll(conf, "$"+strings.ToUpper(user)+"_PASSWORD", password(user))
+	return all
+}
+
+// users is the configuration that a page shows, with passwords.
+func users(t testing.TB, page string) string {
+	t.Helper()
+	for _, b := range blocks(t, page) {
+		if b.kind == "conf" {
+			return regexp.MustCompile(`\$[A-Z]+_PASSWORD`).ReplaceAllStringFunc(b.text, func(name string) string {
+				user := strings.ToLower(strings.TrimSuffix(name[1:], "_PASSWORD"))
+				harness.KeepSecret(password(user))
+				return password(user)
+			})
+		}
 	}
-	return conf
+	t.Fatalf("%s shows no configuration", page)
+	return ""
 }
 
 func password(user string) string { return "theOneOf" + user }

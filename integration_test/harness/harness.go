@@ -39,6 +39,9 @@ const Patience = 2 * time.Minute
 // program is the path of the program under test.
 var program string
 
+// Program is the path of the program under test, for what starts it in ways of its own.
+func Program() string { return program }
+
 // Main runs the tests of a package, so many of them at a time (see [natstest.Parallel]).
 // It does not return.
 func Main(m *testing.M, parallel int) {
