@@ -26,10 +26,14 @@ func TestServices(t *testing.T) {
 	w := newWorld(t, "README.md")
 	w.start()
 	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
-	search := w.serve("search", nil, w.builds(), "--nats", w.as("search"), "--http", address, "--file", w.path("search.json"))
-	greeter := w.serve("greeter", []string{"NATS_URL=" + w.as("greeter"), "ZULIPRC=" + w.path("greeter")}, *python, w.script("python/greeter.py", w.dir, "PATIENCE = 10 ", "PATIENCE = 3 "))
-	statistics := w.serve("statistics", []string{"NATS_URL=" + w.as("statistics")}, "node", w.script("node/statistics.mjs", *node))
-	all := []*service{search, greeter, statistics}
+	search := w.serve("search", []string{"NATS_URL=" + w.as("search")}, w.builds(), "--http", address, "--file",
+		w.path("search.json"))
+	greeter := w.serve("greeter", []string{"NATS_URL=" + w.as("greeter"), "ZULIPRC=" + w.path("greeter")}, *python,
+		w.script("python/greeter.py", w.dir, "PATIENCE = 10 ", "PATIENCE = 3 "))
+	script := w.script("node/statistics.mjs", *node)
+	statistics := w.serve("statistics", []string{"NATS_URL=" + w.as("statistics")}, "node", script)
+	twin := w.serve("statistics' twin", []string{"NATS_URL=" + w.as("statistics")}, "node", script) // does no harm
+	all := []*service{search, greeter, statistics, twin}
 	var greeted []string // who has to be
 	said := func(names ...string) { greeted = append(greeted, names...) }
 
@@ -48,11 +52,11 @@ func TestServices(t *testing.T) {
 	w.nats.Start()
 	said(w.talk()...)
 
-	// The services are killed, one or all, in the middle of what they do.
+	// The services are killed, one and all, in the middle of what they do.
 	for i := range 8 {
 		said(w.talk()...)
 		w.settle()
-		all[i%3].kill()
+		all[i%len(all)].kill()
 		if i%2 == 1 {
 			for _, s := range all {
 				s.kill()
@@ -109,7 +113,7 @@ func TestServices(t *testing.T) {
 
 	w.until("all is as Zulip has it", address)
 	w.compare(address, greeted)
-	for name, s := range map[string]*service{"search": search, "greeter": greeter, "statistics": statistics} {
+	for name, s := range map[string]*service{"search": search, "greeter": greeter, "statistics": statistics, "its twin": twin} {
 		s.mu.Lock()
 		t.Logf("%s ended %d times", name, s.ends)
 		s.mu.Unlock()

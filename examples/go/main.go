@@ -1,8 +1,10 @@
 // Search is a search index over what people write in a Zulip organization, made of the
 // stream that zulip-nats keeps:
 //
-//	go run ./examples/go --nats nats://127.0.0.1:4222 --realm acme --http 127.0.0.1:8090
+//	NATS_URL=nats://127.0.0.1:4222 go run ./examples/go --realm acme --http 127.0.0.1:8090
 //	curl 'http://127.0.0.1:8090/search?q=release+notes'
+//
+// Whoever reaches that address reads what the bridge's account reads.
 //
 // All that it knows, and up to which sequence of the stream it knows it, stands in one
 // file, which is replaced whole. So nothing is acknowledged: killed at any moment, it
@@ -35,14 +37,14 @@ import (
 )
 
 func main() {
-	url := flag.String("nats", nats.DefaultURL, "the `URL` of NATS")
+	url := cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL)
 	realm := flag.String("realm", "acme", "the `realm` to search")
 	file := flag.String("file", "search.json", "the `file` that keeps the index")
 	address := flag.String("http", "127.0.0.1:8090", "the `address` to answer at")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *url, *realm, *file, *address); err != nil {
+	if err := run(ctx, url, *realm, *file, *address); err != nil {
 		log.Fatal("search: ", err)
 	}
 }
@@ -50,7 +52,7 @@ func main() {
 func run(ctx context.Context, url, realm, file, address string) error {
 	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.Name("search"), nats.CustomInboxPrefix("_INBOX_search"))
 	if err != nil {
-		return fmt.Errorf("no connection to the NATS server of --nats: %w", err)
+		return fmt.Errorf("no connection to the NATS server of NATS_URL: %w", err)
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
@@ -64,6 +66,11 @@ func run(ctx context.Context, url, realm, file, address string) error {
 	x, err := load(file, stream.CachedInfo().Created)
 	if err != nil {
 		return err
+	}
+
+	if first := stream.CachedInfo().State.FirstSeq; x.Done > 0 && first > x.Done+1 {
+		x.miss(first-1, fmt.Sprintf("what the stream's limits took before it was read: sequences %d to %d", x.Done+1,
+			first-1))
 	}
 
 	mux := http.NewServeMux()
@@ -101,19 +108,20 @@ func (x *index) follow(ctx context.Context, js jetstream.JetStream, stream jetst
 	}
 	reader := events.Reader{Consumer: consumer, JetStream: js, Done: x.Done}
 	for event, err := range reader.All(ctx) {
-		if event == nil {
-			return err
+		switch {
+		case errors.Is(err, jetstream.ErrObjectNotFound):
+			// The object store keeps a large event for a while only.
+			x.miss(event.Seq, fmt.Sprintf("the message %d: it was large, and is gone", event.MessageID))
+			continue
+		case err != nil:
+			return err // it may pass: whoever starts us again lets us go on from the file
 		}
-		if err == nil {
-			var body any
-			if body, err = event.Body(); err == nil {
-				x.take(event.Seq, body)
-				continue
-			}
+		body, err := event.Body()
+		if err != nil {
+			x.miss(event.Seq, err.Error()) // it is not what we know as such an event, and will not be
+			continue
 		}
-		// Of this one event we know that it was, and not what it says: its object is gone,
-		// say. That is told to who searches, and no reason to stop.
-		x.miss(event.Seq, err.Error())
+		x.take(event.Seq, body)
 	}
 	return nil
 }
@@ -191,7 +199,7 @@ func (x *index) take(seq uint64, body any) {
 	}
 }
 
-// miss notes an event of which only that it was is known.
+// miss notes that something up to a sequence was there, and is not known.
 func (x *index) miss(seq uint64, why string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

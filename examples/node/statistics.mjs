@@ -24,7 +24,7 @@ const nc = await connect({
   inboxPrefix: "_INBOX_statistics",
   maxReconnectAttempts: -1,
 });
-const { created } = await (await jetstreamManager(nc)).streams.info(stream);
+const { created, state } = await (await jetstreamManager(nc)).streams.info(stream);
 const bucket = await new Kvm(nc).create("statistics");
 
 const kept = await bucket.get(REALM);
@@ -33,6 +33,11 @@ let counts = kept?.json();
 if (counts?.stream !== created) {
   // None yet, or of another stream of that name, whose sequences say nothing here.
   counts = { stream: created, done: 0, messages: {}, reactions: {}, missing: [] };
+}
+if (counts.done > 0 && state.first_seq > counts.done + 1) {
+  // The stream's limits took what was not read yet.
+  counts.missing.push({ sequences: [counts.done + 1, state.first_seq - 1] });
+  counts.done = state.first_seq - 1;
 }
 
 const consumer = await jetstream(nc).consumers.get(stream, {
