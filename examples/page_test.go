@@ -82,7 +82,7 @@ func TestPage(t *testing.T) {
 	w.start()
 	newest(".note", "A gap: Zulip has dropped the queue.")
 	newest(".message", "heard of later\nword") // and its text
-	newest(".note", "The gap is over: 1 messages were read back.")
+	newest(".note", "The gap is over. Messages read back: 1.")
 	if wrong := b.eval("wrong.join('\\n')"); wrong != "" {
 		t.Errorf("the page has errors:\n%s", wrong)
 	}
