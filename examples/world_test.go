@@ -204,6 +204,7 @@ func (w *world) talk() []string {
 // and Docker do.
 type service struct {
 	*harness.Journal
+	name  string
 	mu    sync.Mutex
 	now   *exec.Cmd
 	over  bool // it is not started again
@@ -214,7 +215,7 @@ type service struct {
 // serve runs a command until the test ends.
 func (w *world) serve(name string, environment []string, command string, args ...string) *service {
 	w.t.Helper()
-	s := &service{Journal: harness.NewJournal(w.t, name), ended: make(chan struct{})}
+	s := &service{name: name, Journal: harness.NewJournal(w.t, name), ended: make(chan struct{})}
 	start := func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()

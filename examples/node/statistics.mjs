@@ -5,9 +5,10 @@
 //   node statistics.mjs &
 //   nats kv get statistics acme --raw
 //
-// The counts, and the sequence of the stream up to which they count, are one value. It is
-// replaced only if it is the one that we know (its revision says so). So no event counts
-// twice and none is passed over, whenever this is killed, and also if two of them run.
+// The counts, and the sequence of the stream up to which they count, are one value. So no
+// event counts twice and none is passed over, whenever this is killed. The value is replaced
+// only if it is the one that we know (its revision says so): if two of us run, it never goes
+// back to an older one.
 //
 // It ends when something fails, and whoever has started it starts it again.
 import { DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";

@@ -33,7 +33,7 @@ URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 REALM = os.environ.get("REALM", "acme")
 CHANNEL = os.environ.get("CHANNEL", "welcome")
 LATE = 3600  # seconds: nobody waits for longer to be greeted
-PATIENCE = 10  # seconds that Zulip may take to answer
+PATIENCE = 10  # seconds that an answer may take
 
 
 async def main():
@@ -51,7 +51,7 @@ async def main():
             durable_name="greeter",
             filter_subject=f"zulip.{REALM}.message",
             ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=3 * PATIENCE,  # a message takes two answers, at most
+            ack_wait=4 * PATIENCE,  # a message takes three answers, at most
             max_ack_pending=1,
         ),
     )
@@ -63,7 +63,7 @@ async def main():
             continue  # nothing happens, or NATS is away and comes back
         if event := await body(js, msg):
             await hear(zulip, people, event["message"], msg.headers["Zulip-Origin"])
-        await msg.ack()  # lost, the message comes again, and the person is greeted
+        await msg.ack()  # if that is lost, the message comes again, and finds the person greeted
 
 
 async def body(js, msg):
@@ -75,7 +75,7 @@ async def body(js, msg):
     if name := msg.headers.get("Zulip-Object"):
         objects = await js.object_store(f"zulip_{REALM}")
         try:
-            data = (await asyncio.wait_for(objects.get(name), 30)).data
+            data = (await asyncio.wait_for(objects.get(name), PATIENCE)).data
         except nats.js.errors.NotFoundError:
             print("the large message", name, "is gone", flush=True)
             return None
@@ -93,16 +93,15 @@ async def hear(zulip, people, message, origin):
         state = b""
     if state in (b"greeted", b"known"):
         return
-    if state == b"":
-        # Messages of a gap come from Zulip's history, later than they were sent. And we
-        # may have been away ourselves.
-        if origin == "backfill" or time.time() - message["timestamp"] > LATE:
-            await people.put(person, b"known")
-            return
-        await people.put(person, b"greeting")
-    elif await asyncio.to_thread(zulip.has_greeted, message):
+    if state == b"greeting" and await asyncio.to_thread(zulip.has_greeted, message):
         await people.put(person, b"greeted")
         return
+    # Messages of a gap come from Zulip's history, later than they were sent. And we may
+    # have been away ourselves.
+    if origin == "backfill" or time.time() - message["timestamp"] > LATE:
+        await people.put(person, b"known")
+        return
+    await people.put(person, b"greeting")
     await asyncio.to_thread(zulip.greet, message)
     await people.put(person, b"greeted")
     print("greeted", person, flush=True)
