@@ -39,7 +39,6 @@ func TestServices(t *testing.T) {
 
 	said(w.talk()...)
 	w.until("they all work", address)
-	fell := w.watches()
 
 	// The bridge is killed, and what happens meanwhile comes when it is back.
 	w.bridge.Kill()
@@ -114,9 +113,6 @@ func TestServices(t *testing.T) {
 
 	w.until("all is as Zulip has it", address)
 	w.compare(address, greeted)
-	if n := fell(); n > 0 {
-		t.Errorf("the statistics went back %d times", n)
-	}
 	for _, s := range all {
 		s.mu.Lock()
 		t.Logf("%s ended %d times", s.name, s.ends)
@@ -195,36 +191,6 @@ func (w *world) counts() (c counts) {
 		harness.Must(w.t, json.Unmarshal(kept.Value(), &c))
 	}
 	return c
-}
-
-// watches looks at all that the statistics ever are, and says how often they were older
-// than before.
-func (w *world) watches() (fell func() int) {
-	w.t.Helper()
-	bucket, err := w.js.KeyValue(w.t.Context(), "statistics")
-	harness.Must(w.t, err)
-	watcher, err := bucket.Watch(w.t.Context(), "acme")
-	harness.Must(w.t, err)
-	times, ended := 0, make(chan struct{})
-	go func() {
-		defer close(ended)
-		done := uint64(0)
-		for entry := range watcher.Updates() {
-			if entry == nil { // behind it comes what is new
-				continue
-			}
-			var c counts
-			if json.Unmarshal(entry.Value(), &c) != nil || c.Done < done {
-				times++
-			}
-			done = c.Done
-		}
-	}()
-	return func() int {
-		harness.Must(w.t, watcher.Stop())
-		<-ended
-		return times
-	}
 }
 
 // compare compares what the three have come to with Zulip's own truth. greeted are those

@@ -6,9 +6,8 @@
 //   nats kv get statistics acme --raw
 //
 // The counts, and the sequence of the stream up to which they count, are one value. So no
-// event counts twice and none is passed over, whenever this is killed. The value is replaced
-// only if it is the one that we know (its revision says so): if two of us run, it never goes
-// back to an older one.
+// event counts twice and none is passed over, whenever this is killed. If two run, each
+// counts everything, and they write the same.
 //
 // It ends when something fails, and whoever has started it starts it again.
 import { DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
@@ -28,9 +27,7 @@ const nc = await connect({
 const { created, state } = await (await jetstreamManager(nc)).streams.info(stream);
 const bucket = await new Kvm(nc).create("statistics");
 
-const kept = await bucket.get(REALM);
-let revision = kept?.revision;
-let counts = kept?.json();
+let counts = (await bucket.get(REALM))?.json();
 if (counts?.stream !== created) {
   // None yet, or of another stream of that name, whose sequences say nothing here.
   counts = { stream: created, done: 0, messages: {}, reactions: {}, missing: [] };
@@ -56,8 +53,7 @@ for await (const m of await consumer.consume()) {
 }
 
 async function save() {
-  const value = JSON.stringify(counts);
-  revision = revision ? await bucket.update(REALM, value, revision) : await bucket.create(REALM, value);
+  await bucket.put(REALM, JSON.stringify(counts));
   unsaved = 0;
 }
 
