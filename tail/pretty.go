@@ -123,6 +123,15 @@ func (p *Pretty) line(spans []span) error {
 	return err
 }
 
+// Across prints a line from side to side about what is no event, as good or bad news. It
+// may be called while [Run] prints, if W takes whole lines from several goroutines.
+func (p *Pretty) Across(good bool, text string) error {
+	if good {
+		return p.across(styleOK, text)
+	}
+	return p.across(styleGap, text)
+}
+
 // across prints a line from side to side.
 func (p *Pretty) across(style, text string) error {
 	columns := p.Width
@@ -270,6 +279,18 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 				word = "no longer marked"
 			}
 			return dim("%s %s %s", plural(len(f.Messages), "message", "messages"), word, f.Flag)
+		}
+	case "user_status":
+		var s struct {
+			UserID int64   `json:"user_id"`
+			Text   *string `json:"status_text"` // absent: that did not change
+		}
+		switch err := json.Unmarshal(e.Raw, &s); {
+		case err != nil || s.Text == nil:
+		case *s.Text == "":
+			return dim("%s has no status any more", x.who(s.UserID))
+		default:
+			return dim("%s: %s", x.who(s.UserID), *s.Text)
 		}
 	}
 	return dim("%s %s", strings.TrimSpace(e.Type+" "+e.Op), compact(e.Raw))

@@ -202,6 +202,9 @@ func TestPretty(t *testing.T) {
 	b.event("presence", `{"type":"presence","user_id":3,"presence":{"website":{"status":"active"}}}`)
 	b.event("heartbeat", `{"type":"heartbeat"}`)
 	b.event("alert_words", `{"type":"alert_words","alert_words":["x"]}`)
+	b.event("user_status", `{"type":"user_status","user_id":5,"status_text":"at lunch 🍜"}`)
+	b.event("user_status", `{"type":"user_status","user_id":5,"status_text":""}`)
+	b.event("user_status", `{"type":"user_status","user_id":5,"away":true}`)
 	b.record("queue", "queue", `{"record":"queue","why":"kept","queue_id":"8b5c"}`)
 	b.record("gap", "gap-opened", `{"record":"gap-opened","cause":"dropped","noticed":"2026-11-25T02:00:00Z",`+
 		`"last_stored":"2026-11-25T01:51:00Z"}`)
@@ -236,6 +239,9 @@ func TestPretty(t *testing.T) {
 		"--:--:-- Grace joined group 2",
 		"--:--:-- 2 messages marked read",
 		`--:--:-- alert_words {"type":"alert_words","alert_words":["x"]}`,
+		"--:--:-- Grace: at lunch 🍜",
+		"--:--:-- Grace has no status any more",
+		`--:--:-- user_status {"type":"user_status","user_id":5,"away":true}`,
 		"── 02:00:00 gap: the queue was lost (dropped), nothing came since 01:51:00 ─────",
 		"01:50:36 #ops > disks  (read back) Ada: meanwhile",
 		"── 02:00:09 gap closed: 1 message read back; edits, reactions and the like of that time are lost ──",
@@ -290,6 +296,27 @@ func TestPretty(t *testing.T) {
 		"── 2 messages are not in the stream any more ───────────────",
 		"01:50:32 direct to Grace, Bridge…  Ada: lunch?",
 	})
+}
+
+// A line of somebody else's, from side to side.
+func TestAcross(t *testing.T) {
+	var out bytes.Buffer
+	p := &Pretty{W: &out, Width: 30, Color: true}
+	for _, good := range []bool{true, false} {
+		if err := p.Across(good, "NATS is\nback"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Color = false
+	if err := p.Across(true, strings.Repeat("long ", 10)); err != nil {
+		t.Fatal(err)
+	}
+	want := "\x1b[32m── NATS is back ──────────────\x1b[0m\n" +
+		"\x1b[1;31m── NATS is back ──────────────\x1b[0m\n" +
+		"── long long long long lon… ──\n"
+	if out.String() != want {
+		t.Errorf("got\n%q, want\n%q", out.String(), want)
+	}
 }
 
 func TestLast(t *testing.T) {

@@ -119,7 +119,8 @@ func TestHostile(t *testing.T) {
 		"typing":         fmt.Sprintf(`{"op":"start","sender":{"user_id":1},"stream_id":1,"topic":%s}`, v),
 		"presence":       fmt.Sprintf(`{"user_id":1,"presence":{%s:{"status":%s}}}`, v, v),
 		"unknown":        fmt.Sprintf(`{"x":%s}`, v), "update_message_flags": fmt.Sprintf(`{"op":"add","flag":%s,"messages":[1]}`, v),
-		"broken": evil, "message  ": "{" + evil,
+		"user_status": fmt.Sprintf(`{"user_id":1,"status_text":%s}`, v),
+		"broken":      evil, "message  ": "{" + evil,
 	} {
 		typ = strings.TrimSpace(typ)
 		h := nats.Header{"Zulip-Queue-Id": {evil}, "Zulip-Event-Id": {"7"}, "Zulip-Event-Type": {typ}, evil: {evil}}
