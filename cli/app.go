@@ -6,7 +6,10 @@
 // codes), option.go (a flag and its variables), config.go (the settings of `run`, which
 // are the manual), context.go (a context of the nats command into settings), wire.go
 // (settings into parts), greet.go (what the log says at the start), serve.go (--http),
-// log.go. completion.go and man.go print what the options are, for shells and for man.
+// log.go. completion.go and man.go print what the options are, for shells and for man. The
+// demo has four: what it is (demo.go), what is done in it (demo_story.go), the bridge in a
+// process of its own (demo_bridge.go), and what was sent beside what arrived
+// (demo_count.go).
 //
 // Scripts rely on the commands, the flags, their variables and the exit codes. Everything
 // is passed in and nothing is global, so a test runs the program as a user does: [Run]
@@ -83,8 +86,8 @@ func (a *app) urfave() *urfave.App {
 			&urfave.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "the same as the command version",
 				DisableDefaultText: true}},
 		CommandNotFound: func(c *urfave.Context, name string) { a.wrong = noCommand(c.App, name) },
-		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.status(), a.health(), a.demo(), a.schema(), a.asyncapi(),
-			a.version(), a.completion(), a.man(), a.help()},
+		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.status(), a.health(), a.demo(), a.demoBridge(),
+			a.schema(), a.asyncapi(), a.version(), a.completion(), a.man(), a.help()},
 		Action: func(c *urfave.Context) error {
 			if name := c.Args().First(); name != "" {
 				return noCommand(c.App, name)
@@ -135,7 +138,7 @@ func (a *app) help() *urfave.Command {
 // noCommand is the error for a word where a command belongs.
 func noCommand(u *urfave.App, name string) error {
 	var names []string
-	for _, c := range u.Commands {
+	for _, c := range u.VisibleCommands() {
 		names = append(names, c.Name)
 	}
 	if like := near(name, names); like != "" {

@@ -52,9 +52,12 @@ func (f *saidFlag) option() string { return "--" + f.name }
 
 // allSaid goes over the commands and options. --help is everywhere.
 func allSaid(u *urfave.App) (all []said) {
-	for _, c := range u.Commands {
+	for _, c := range u.VisibleCommands() {
 		s := said{name: c.Name, usage: c.Usage}
 		for _, o := range optionsOf(c) {
+			if o.Hidden {
+				continue
+			}
 			s.flags = append(s.flags, saidFlag{o.Name, o.says(), o.value()})
 		}
 		s.flags = append(s.flags, saidFlag{name: "help", usage: "show help"})

@@ -38,7 +38,7 @@ func manual(w io.Writer, u *urfave.App) error {
 	text("Each option --foo-bar is also the variable ZULIP_NATS_FOO_BAR; where that holds a secret, " +
 		"ZULIP_NATS_FOO_BAR_FILE names a file with it. The command line comes before variables.")
 	line(".SH COMMANDS")
-	for _, c := range u.Commands {
+	for _, c := range u.VisibleCommands() {
 		line(".SS %s", roff(c.Name))
 		text(c.Usage)
 		if c.UsageText != "" {
@@ -49,6 +49,9 @@ func manual(w io.Writer, u *urfave.App) error {
 			text(c.Description)
 		}
 		for _, o := range optionsOf(c) {
+			if o.Hidden {
+				continue
+			}
 			line(".TP")
 			head := `\fB` + roff("--"+o.Name) + `\fR`
 			if value := o.value(); value != "" {

@@ -26,9 +26,6 @@ type Pretty struct {
 	Color bool
 	// Zone is where the times are told; nil: this machine's.
 	Zone *time.Location
-	// Subjects begins lines with the subject of the event instead of the time, for who
-	// learns what is on the bus.
-	Subjects bool
 
 	day string // of the line before
 }
@@ -68,9 +65,6 @@ func (p *Pretty) print(ctx context.Context, x *index, e *events.Event, body any,
 		return p.across(style, p.clock(b.Closed)+" "+text)
 	}
 	spans := p.say(ctx, x, e, body, bad)
-	if p.Subjects {
-		return p.line(append([]span{{styleDim, fmt.Sprintf("%-25s ", Clean(e.Subject, most))}}, spans...))
-	}
 	if day := at.In(p.zone()).Format("Monday, 2 January 2006"); day != p.day {
 		p.day = day
 		if err := p.across(styleDim, day); err != nil {
@@ -406,9 +400,9 @@ func grouped(x *index, e *events.Event, b *events.UserGroup) []span {
 
 // opened is what a lost queue means.
 func (p *Pretty) opened(b *events.GapOpened) string {
-	text := "gap: the queue was lost (" + b.Cause + ")"
+	text := "gap: " + b.Cause
 	if !b.LastStored.IsZero() {
-		text += ", nothing came since " + p.clock(b.LastStored)
+		text += "; nothing came since " + p.clock(b.LastStored)
 	}
 	return text
 }
@@ -416,7 +410,7 @@ func (p *Pretty) opened(b *events.GapOpened) string {
 func closedText(b *events.GapClosed) (style, text string) {
 	text = "gap closed: " + plural(b.Refilled, "message", "messages") + " read back"
 	if b.NotRefilled == nil {
-		return styleOK, text + "; edits, reactions and the like of that time are lost"
+		return styleOK, text + ", edits and reactions are lost"
 	}
 	return styleGap, text + ", and not all: " + b.NotRefilled.Reason
 }

@@ -206,7 +206,7 @@ func TestPretty(t *testing.T) {
 	b.event("user_status", `{"type":"user_status","user_id":5,"status_text":""}`)
 	b.event("user_status", `{"type":"user_status","user_id":5,"away":true}`)
 	b.record("queue", "queue", `{"record":"queue","why":"kept","queue_id":"8b5c"}`)
-	b.record("gap", "gap-opened", `{"record":"gap-opened","cause":"dropped","noticed":"2026-11-25T02:00:00Z",`+
+	b.record("gap", "gap-opened", `{"record":"gap-opened","cause":"Zulip has dropped the queue","noticed":"2026-11-25T02:00:00Z",`+
 		`"last_stored":"2026-11-25T01:51:00Z"}`)
 	history := b.msg("message", said(6, "ops", "disks", "Ada", "meanwhile"))
 	history.Header.Del("Zulip-Event-Id")
@@ -242,9 +242,9 @@ func TestPretty(t *testing.T) {
 		"--:--:-- Grace: at lunch 🍜",
 		"--:--:-- Grace has no status any more",
 		`--:--:-- user_status {"type":"user_status","user_id":5,"away":true}`,
-		"── 02:00:00 gap: the queue was lost (dropped), nothing came since 01:51:00 ─────",
+		"── 02:00:00 gap: Zulip has dropped the queue; nothing came since 01:51:00 ──────",
 		"01:50:36 #ops > disks  (read back) Ada: meanwhile",
-		"── 02:00:09 gap closed: 1 message read back; edits, reactions and the like of that time are lost ──",
+		"── 02:00:09 gap closed: 1 message read back, edits and reactions are lost ──────",
 		`--:--:-- message  the body of a message on "zulip.acme.message" is not what its type "message" should be: unexpected end of JSON input`,
 	}
 	compare(t, storedDay(b.shown(Options{}, 0)), want)
@@ -254,8 +254,8 @@ func TestPretty(t *testing.T) {
 		"--:--:-- #3 > disks  user 3 is typing",
 		"--:--:-- user 3 is active (website)",
 		"--:--:-- nothing new, still here",
-		"── 02:00:00 gap: the queue was lost (dropped), nothing came since 01:51:00 ─────",
-		"── 02:00:09 gap closed: 1 message read back; edits, reactions and the like of that time are lost ──",
+		"── 02:00:00 gap: Zulip has dropped the queue; nothing came since 01:51:00 ──────",
+		"── 02:00:09 gap closed: 1 message read back, edits and reactions are lost ──────",
 	})
 
 	// So is that the bridge wrote its record again.

@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// tell is the story: people talk, something is done, a line says what, and when all that
+// Zulip sent by then has arrived another one says what it cost. It ends early when ctx
+// does.
+func (s *show) tell(ctx context.Context) error {
+	// A queue is what all of it is about.
+	if !waitFor(ctx, func() bool { all, _, _ := s.got.count(); return all > 0 }) {
+		return context.Cause(ctx)
+	}
+	for _, done := range []func(context.Context) error{s.killBridge, s.stopServer, s.crashZulip, s.fight} {
+		if !s.pause(ctx) {
+			return context.Cause(ctx)
+		}
+		if err := done(ctx); err != nil {
+			return err
+		}
+	}
+	s.pause(ctx)
+	return errEnough
+}
+
+// pause lasts a beat; it is false if ctx ends before.
+func (s *show) pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(s.beat):
+		return true
+	}
+}
+
+func (s *show) killBridge(ctx context.Context) error {
+	began := time.Now()
+	s.bridge.kill()
+	if err := s.says(false, "the bridge is killed: kill -9 %d", s.bridge.pid()); err != nil || !s.pause(ctx) {
+		return err
+	}
+	sent := ledgerOf(s.zulip)
+	waited := s.got.compare(sent).lost
+	var err error
+	if s.bridge, err = s.startBridge(); err != nil {
+		return err
+	}
+	return s.arrives(ctx, sent, func() string { return caughtUp(began, waited) })
+}
+
+func (s *show) stopServer(ctx context.Context) error {
+	began := time.Now()
+	s.stopNATS()
+	if err := s.says(false, "NATS is stopped"); err != nil || !s.pause(ctx) {
+		return err
+	}
+	sent := ledgerOf(s.zulip)
+	waited := s.got.compare(sent).lost
+	if err := s.startNATS(); err != nil {
+		return err
+	}
+	return s.arrives(ctx, sent, func() string { return caughtUp(began, waited) })
+}
+
+// caughtUp is what it costs to be away while Zulip keeps the queue.
+func caughtUp(began time.Time, waited int) string {
+	return fmt.Sprintf("caught up after %s: %s waited at Zulip", seconds(began), plural(waited, "event", "events"))
+}
+
+func (s *show) crashZulip(ctx context.Context) error {
+	began := time.Now()
+	_, readBefore, closed := s.got.count()
+	queues := s.zulip.Queues()
+	s.zulip.Down()
+	s.zulip.Crash()
+	err := s.says(false, "Zulip crashes, and has forgotten the queue %.8s", queues[len(queues)-1].ID)
+	if err != nil || !s.pause(ctx) {
+		return err
+	}
+	sent := ledgerOf(s.zulip)
+	s.zulip.Up()
+	// What was said meanwhile is in no queue, so it is lost until it is read back.
+	if !s.comes(ctx, func() bool { _, _, now := s.got.count(); return now > closed }) {
+		return nil
+	}
+	return s.arrives(ctx, sent, func() string {
+		_, readBack, _ := s.got.count()
+		return fmt.Sprintf("caught up after %s: %s read back", seconds(began),
+			plural(readBack-readBefore, "message", "messages"))
+	})
+}
+
+func (s *show) fight(ctx context.Context) error {
+	before, _, _ := s.got.count()
+	began := time.Now()
+	second, err := s.startBridge()
+	if err != nil {
+		return err
+	}
+	defer second.kill() // if it is not stopped by then
+	err = s.says(false, "a second bridge runs by mistake: %d and %d on one queue", s.bridge.pid(), second.pid())
+	if err != nil || !s.pause(ctx) {
+		return err
+	}
+	one := func() int { return s.got.storedBy(s.bridge, before) }
+	other := func() int { return s.got.storedBy(second, before) }
+	s.comes(ctx, func() bool { return one() > 0 && other() > 0 })
+	sent := ledgerOf(s.zulip)
+	if err := s.arrives(ctx, sent, func() string {
+		return fmt.Sprintf("%s of it: the one stored %s, the other %d", seconds(began), plural(one(), "event", "events"),
+			other())
+	}); err != nil {
+		return err
+	}
+	return second.stop()
+}
+
+// seconds is how long ago it was.
+func seconds(began time.Time) string { return fmt.Sprintf("%.1f s", time.Since(began).Seconds()) }
+
+// comes waits for what has to come about, and not for ever; it says whether it did.
+func (s *show) comes(ctx context.Context, ready func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, demoPatience)
+	defer cancel()
+	return waitFor(ctx, ready)
+}
+
+// arrives waits until the subscriber has what Zulip sent, and says what it cost. What did
+// not come is lost; what is counted is what is there.
+func (s *show) arrives(ctx context.Context, sent ledger, cost func() string) error {
+	s.comes(ctx, func() bool { return s.got.compare(sent).lost == 0 })
+	if ctx.Err() != nil {
+		return nil // the count at the end will tell
+	}
+	c := s.got.compare(sent)
+	return s.says(c.good(), "%s; lost %d, twice %d", cost(), c.lost, c.twice)
+}
+
+// says prints a line between those of the events.
+func (s *show) says(good bool, format string, v ...any) error {
+	return s.pretty.Across(good, fmt.Sprintf(format, v...))
+}
+
+func plural(n int, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, several)
+}
