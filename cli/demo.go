@@ -75,7 +75,7 @@ func (a *app) demo() *urfave.Command {
 }
 
 // demoPatience is how long is waited for what has to come about.
-const demoPatience = 30 * time.Second
+const demoPatience = time.Minute
 
 // demoWidth is the columns that the demo's lines take at most: a picture of it has a place
 // everywhere.

@@ -16,9 +16,9 @@ import (
 	urfave "github.com/urfave/cli/v2"
 )
 
-// demoBridge is `run` as `demo` starts it, in a process that can be killed. It has no ear
-// for Ctrl-C, which a terminal sends to all of them, and ends cleanly when its stdin does:
-// so it does when the demo itself was killed.
+// demoBridge is `run` as `demo` starts it, in a process that can be killed. It ends cleanly
+// when its stdin does, and so also when the demo itself was killed; a signal that all
+// processes of the demo were sent is for the demo to obey.
 func (a *app) demoBridge() *urfave.Command {
 	c := a.run()
 	c.Name, c.Hidden, c.UsageText = demoBridgeName, true, "zulip-nats "+demoBridgeName
@@ -68,6 +68,7 @@ func startChild(options []string, level zerolog.Level, format LogFormat, stderr 
 		}
 	}
 	b.cmd.Stderr = stderr
+	apart(b.cmd)
 	if b.stdin, err = b.cmd.StdinPipe(); err == nil {
 		err = b.cmd.Start()
 	}

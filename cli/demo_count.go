@@ -15,6 +15,7 @@ type arrivals struct {
 	events  []arrival
 	skipped map[eventName]bool // told by a record: the stream held the message already
 	closed  int                // gaps whose end was told
+	writers map[string]bool    // the bridges that wrote anything, records too
 }
 
 // arrival is one event, or one message that was read back from history.
@@ -34,14 +35,16 @@ type eventName struct {
 func (a *arrivals) add(e *events.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.writers == nil {
+		a.writers, a.skipped = make(map[string]bool), make(map[eventName]bool)
+	}
+	writer := e.Header.Get(events.HeaderWriter)
+	a.writers[writer] = true
 	name := eventName{e.Queue, e.ID}
 	switch e.Record {
 	case "":
-		a.events = append(a.events, arrival{name, e.MessageID, e.Header.Get(events.HeaderWriter), bytes.Clone(e.Raw)})
+		a.events = append(a.events, arrival{name, e.MessageID, writer, bytes.Clone(e.Raw)})
 	case events.RecordSkipped:
-		if a.skipped == nil {
-			a.skipped = make(map[eventName]bool)
-		}
 		a.skipped[name] = true
 	case events.RecordGapClosed:
 		a.closed++
@@ -59,6 +62,18 @@ func (a *arrivals) count() (all, readBack, closed int) {
 		}
 	}
 	return len(a.events), readBack, a.closed
+}
+
+// wrote says whether a bridge wrote anything.
+func (a *arrivals) wrote(b *child) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for writer := range a.writers {
+		if strings.Contains(writer, b.mark()) {
+			return true
+		}
+	}
+	return false
 }
 
 // storedBy counts what the bridge of a process stored, of all but the first so many.

@@ -70,7 +70,11 @@ func TestDemoStory(t *testing.T) {
 		if !strings.HasPrefix(line, "── ") || strings.Contains(line, "gap") || !strings.Contains(line, " ─") {
 			return nil
 		}
-		lines = append(lines, strings.Trim(line, "─ \n"))
+		text := strings.Trim(line, "─ \n")
+		if _, err := time.Parse("Monday, 2 January 2006", text); err == nil {
+			return nil
+		}
+		lines = append(lines, text)
 		n := numbers(line)
 		switch queues := zulip.Queues(); {
 		case strings.Contains(line, "kill -9"):
@@ -110,12 +114,12 @@ func TestDemoStory(t *testing.T) {
 		t.Errorf("bridges run on: %v", left)
 	}
 
-	// Day, kill, cost, stop, cost, crash, cost, fight, cost.
+	// Kill, cost, stop, cost, crash, cost, fight, cost.
 	cost := `caught up after \d+\.\d s: (\d+) events? waited at Zulip; lost 0, twice 0`
 	wants := []string{`kill -9 \d+`, cost, "NATS is stopped", cost, "Zulip crashes.*",
 		`caught up after \d+\.\d s: (\d+) messages? read back; lost 0, twice 0`, "a second bridge.*",
-		`\d+\.\d s of it: the one stored (\d+) events?, the other (\d+); lost 0, twice 0`}
-	if lines = lines[1:]; len(lines) != len(wants) {
+		`after \d+\.\d s one is left: they stored \d+ events? and [1-9]\d*; lost 0, twice 0`}
+	if len(lines) != len(wants) {
 		t.Fatalf("%d lines tell of what was done: %q", len(lines), lines)
 	}
 	for i, want := range wants {
@@ -130,7 +134,7 @@ func TestDemoStory(t *testing.T) {
 	byMessage := map[int64]int{}
 	writers := map[int]int{} // events, by process
 	bridges := []int{killed, one, other}
-	readBack, both := 0, false
+	readBack := 0
 	for _, m := range stored {
 		h := m.Header
 		if h.Get("Bridge-Record") == "skipped" {
@@ -158,9 +162,8 @@ func TestDemoStory(t *testing.T) {
 			}
 		}
 		writers[by]++
-		both = both || by == one && writers[other] > 0 || by == other && writers[one] > 0
 	}
-	if len(writers) != 3 || !both || writers[-1] > 0 {
+	if len(writers) != 3 || writers[-1] > 0 {
 		t.Errorf("the bridges %v stored, by process: %v", bridges, writers)
 	}
 	if n := numbers(lines[5]); n[len(n)-3] != readBack {
@@ -214,7 +217,7 @@ func TestDemoStopped(t *testing.T) {
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	for _, mark := range []string{"A simulated Zulip", "a queue is followed", "is killed", "NATS is stopped", "has forgotten",
-		"second bridge", "of it:"} {
+		"second bridge", "one is left"} {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		at := func(line string) error {
