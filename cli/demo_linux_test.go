@@ -117,7 +117,7 @@ func TestDemoStory(t *testing.T) {
 	// Kill, cost, stop, cost, crash, cost, fight, cost.
 	cost := `caught up after \d+\.\d s: (\d+) events? waited at Zulip; lost 0, twice 0`
 	wants := []string{`kill -9 \d+`, cost, "NATS is stopped", cost, "Zulip crashes.*",
-		`caught up after \d+\.\d s: (\d+) messages? read back; lost 0, twice 0`, "a second bridge.*",
+		`caught up after \d+\.\d s: (\d+) messages? read back; messages lost 0, twice 0`, "a second bridge.*",
 		`after \d+\.\d s one is left: they stored \d+ events? and [1-9]\d*; lost 0, twice 0`}
 	if len(lines) != len(wants) {
 		t.Fatalf("%d lines tell of what was done: %q", len(lines), lines)

@@ -85,7 +85,7 @@ func (s *show) stopServer(ctx context.Context) error {
 
 // caughtUp is what it costs to be away while Zulip keeps the queue.
 func caughtUp(began time.Time, waited int) string {
-	return fmt.Sprintf("caught up after %s: %s waited at Zulip", seconds(began), plural(waited, "event", "events"))
+	return fmt.Sprintf("caught up after %s: %s waited at Zulip;", seconds(began), plural(waited, "event", "events"))
 }
 
 func (s *show) crashZulip(ctx context.Context) error {
@@ -108,7 +108,7 @@ func (s *show) crashZulip(ctx context.Context) error {
 	}
 	return s.arrives(ctx, sent, func() string {
 		_, readBack, _ := s.got.count()
-		return fmt.Sprintf("caught up after %s: %s read back", seconds(began),
+		return fmt.Sprintf("caught up after %s: %s read back; messages", seconds(began),
 			plural(readBack-readBefore, "message", "messages"))
 	})
 }
@@ -137,7 +137,7 @@ func (s *show) fight(ctx context.Context) error {
 	}
 	s.comes(ctx, func() bool { return s.got.storedBy(second, before) > 0 })
 	return s.arrives(ctx, ledgerOf(s.zulip), func() string {
-		return fmt.Sprintf("after %s one is left: they stored %s and %d", seconds(began),
+		return fmt.Sprintf("after %s one is left: they stored %s and %d;", seconds(began),
 			plural(s.got.storedBy(first, before), "event", "events"), s.got.storedBy(second, before))
 	})
 }
@@ -160,7 +160,7 @@ func (s *show) arrives(ctx context.Context, sent ledger, cost func() string) err
 		return nil // the count at the end will tell
 	}
 	c := s.got.compare(sent)
-	return s.says(c.good(), "%s; lost %d, twice %d", cost(), c.lost, c.twice)
+	return s.says(c.good(), "%s lost %d, twice %d", cost(), c.lost, c.twice)
 }
 
 // says prints a line between those of the events.
