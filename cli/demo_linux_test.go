@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"zulip-nats/events"
+	"zulip-nats/logevent"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -106,12 +109,21 @@ func TestDemoStory(t *testing.T) {
 	var stderr watchedOutput
 	err := tells(t, func(d *demoConfig) {
 		d.beat, d.port, d.zulip, d.dir = 300*time.Millisecond, port, zulip, dir
+		d.logLevel, d.logFormat = zerolog.InfoLevel, LogJSON
 	}, &out, &stderr)
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, out.String(), stderr.String())
 	}
 	if left := bridgesOf(t, os.Getpid()); len(left) > 0 {
 		t.Errorf("bridges run on: %v", left)
+	}
+
+	// What the bridges say of it: the killed one has no last word, and only Zulip's crash
+	// was a loss.
+	for event, want := range map[string]int{"stopped": 2, "gap_opened": 1, "gap_closed": 1} {
+		if n := strings.Count(stderr.String(), fmt.Sprintf("%q:%q", logevent.Field, event)); n != want {
+			t.Errorf("the bridges say %s %d times, not %d:\n%s", event, n, want, stderr.String())
+		}
 	}
 
 	// Kill, cost, stop, cost, crash, cost, fight, cost.
@@ -211,24 +223,27 @@ func TestDemoStory(t *testing.T) {
 	}
 }
 
-// A stop is clean and counts, wherever it comes.
+// A stop is clean and counts, wherever it comes: also what is said just before it.
 func TestDemoStopped(t *testing.T) {
 	begin(t)
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	for _, mark := range []string{"A simulated Zulip", "a queue is followed", "is killed", "NATS is stopped", "has forgotten",
 		"second bridge", "one is left"} {
+		d := demoDefaults()
+		d.beat, d.zulip = 50*time.Millisecond, &zulipsim.Server{}
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		at := func(line string) error {
 			if strings.Contains(line, mark) {
+				d.zulip.SendMessage(zulipsim.Message{Channel: "ops", Topic: "the end", Content: "just before"})
 				stop()
 			}
 			return nil
 		}
 		out, stderr := watchedOutput{at: at}, watchedOutput{at: at}
-		if code := Run(ctx, []string{"demo", "--beat", "50ms"}, &out, &stderr); code != 0 || ctx.Err() == nil {
-			t.Errorf("stopped at %q: exit code %d\n%s%s", mark, code, out.String(), stderr.String())
+		if err := demo(ctx, &d, &out, &stderr); err != nil || ctx.Err() == nil {
+			t.Errorf("stopped at %q: %v\n%s%s", mark, err, out.String(), stderr.String())
 		}
 		allThere(t, out.String())
 		if left := bridgesOf(t, os.Getpid()); len(left) > 0 {
@@ -237,6 +252,32 @@ func TestDemoStopped(t *testing.T) {
 		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 			t.Errorf("stopped at %q, left behind: %v, %v", mark, left, err)
 		}
+	}
+}
+
+// Whoever reads it may go away: `demo | head`.
+func TestDemoNobodyReads(t *testing.T) {
+	begin(t)
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	for _, mark := range []string{" > ", "is killed"} {
+		gone := false
+		out := watchedOutput{at: func(line string) error {
+			if gone = gone || strings.Contains(line, mark); gone {
+				return &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
+			}
+			return nil
+		}}
+		var stderr watchedOutput
+		if err := tells(t, func(d *demoConfig) { d.beat = 100 * time.Millisecond }, &out, &stderr); err != nil {
+			t.Errorf("%v\n%s%s", err, out.String(), stderr.String())
+		}
+	}
+	if left := bridgesOf(t, os.Getpid()); len(left) > 0 {
+		t.Errorf("bridges run on: %v", left)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -117,29 +116,6 @@ func TestDemoFor(t *testing.T) {
 		t.Fatalf("%v\n%s%s", err, out.String(), stderr.String())
 	}
 	allThere(t, out.String())
-}
-
-// Whoever reads it may go away: `demo | head`.
-func TestDemoNobodyReads(t *testing.T) {
-	begin(t)
-	tmp := t.TempDir()
-	t.Setenv("TMPDIR", tmp)
-	for _, mark := range []string{" > ", "is killed"} {
-		gone := false
-		out := watchedOutput{at: func(line string) error {
-			if gone = gone || strings.Contains(line, mark); gone {
-				return &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
-			}
-			return nil
-		}}
-		var stderr watchedOutput
-		if err := tells(t, func(d *demoConfig) { d.beat = 100 * time.Millisecond }, &out, &stderr); err != nil {
-			t.Errorf("%v\n%s%s", err, out.String(), stderr.String())
-		}
-	}
-	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
 }
 
 func TestDemoPortTaken(t *testing.T) {
