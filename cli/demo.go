@@ -33,12 +33,14 @@ type demoConfig struct {
 	logFormat LogFormat
 
 	// For tests, which look at it from outside.
-	zulip *zulipsim.Server // nil: one of its own
-	dir   string           // empty: one that is removed
+	zulip    *zulipsim.Server // nil: one of its own
+	dir      string           // empty: one that is removed
+	patience time.Duration    // with what is still to arrive at the end
 }
 
 func demoDefaults() demoConfig {
-	return demoConfig{beat: 3 * time.Second, logLevel: zerolog.Disabled, logFormat: LogAuto}
+	return demoConfig{beat: 3 * time.Second, logLevel: zerolog.Disabled, logFormat: LogAuto,
+		patience: demoPatience}
 }
 
 func (a *app) demo() *urfave.Command {
@@ -179,13 +181,13 @@ func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer) error {
 		return err
 	}
 	// Whatever arrives in this time is no loss; what does not is one.
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), demoPatience)
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.patience)
 	defer cancel()
 	waitFor(patience, func() bool { return s.got.compare(ledgerOf(s.zulip)).lost == 0 || !s.bridge.alive() })
 	if err := s.bridge.stop(); err != nil {
 		return err
 	}
-	kept, err := readBack(patience, s.url)
+	kept, err := readBack(s.url)
 	if err != nil {
 		return fmt.Errorf("the stream cannot be read again: %w", err)
 	}
@@ -329,7 +331,9 @@ func subscribe(ctx context.Context, url string, pretty *tail.Pretty, got *arriva
 }
 
 // readBack reads the whole stream once more.
-func readBack(ctx context.Context, url string) (*arrivals, error) {
+func readBack(url string) (*arrivals, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), demoPatience)
+	defer cancel()
 	js, err := reader(url)
 	if err != nil {
 		return nil, err

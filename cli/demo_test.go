@@ -118,6 +118,33 @@ func TestDemoFor(t *testing.T) {
 	allThere(t, out.String())
 }
 
+// What is lost is told, and no success: here a message that the bot never gets.
+func TestDemoLoss(t *testing.T) {
+	begin(t)
+	zulip := &zulipsim.Server{}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out := watchedOutput{at: func(line string) error {
+		if strings.Contains(line, " > ") && ctx.Err() == nil {
+			zulip.Account("bridge-bot@example.com").Unsubscribe("secret")
+			zulip.SendMessage(zulipsim.Message{Channel: "secret", Topic: "plans", Content: "psst"})
+			stop()
+		}
+		return nil
+	}}
+	d := demoDefaults()
+	d.beat, d.calm, d.zulip, d.patience = 100*time.Millisecond, true, zulip, time.Second
+	var stderr watchedOutput
+	err := demo(ctx, &d, &out, &stderr)
+	m := counted.FindStringSubmatch(out.String())
+	if err == nil || !strings.HasPrefix(err.Error(), "the stream does not hold what Zulip sent") || m == nil || m[4] == "0" {
+		t.Errorf("it ends with %v, and counts %q\n%s%s", err, m, out.String(), stderr.String())
+	}
+	if strings.Contains(stderr.String(), "Now with yours") {
+		t.Errorf("it goes on as if all were well: %s", stderr.String())
+	}
+}
+
 func TestDemoPortTaken(t *testing.T) {
 	s := begin(t)
 	other, err := embedded.Start(embedded.Options{Dir: t.TempDir()})
