@@ -35,7 +35,7 @@ type demoConfig struct {
 	// For tests, which look at it from outside.
 	zulip    *zulipsim.Server // nil: one of its own
 	dir      string           // empty: one that is removed
-	patience time.Duration    // with what is still to arrive at the end
+	patience time.Duration    // with what has to come about, or to arrive
 }
 
 func demoDefaults() demoConfig {

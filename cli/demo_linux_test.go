@@ -231,7 +231,7 @@ func TestDemoStopped(t *testing.T) {
 	for _, mark := range []string{"A simulated Zulip", "a queue is followed", "is killed", "NATS is stopped", "has forgotten",
 		"second bridge", "one is left"} {
 		d := demoDefaults()
-		d.beat, d.zulip = 50*time.Millisecond, &zulipsim.Server{}
+		d.beat, d.zulip, d.patience = 50*time.Millisecond, &zulipsim.Server{}, 3*time.Minute
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		at := func(line string) error {

@@ -147,7 +147,7 @@ func seconds(began time.Time) string { return fmt.Sprintf("%.1f s", time.Since(b
 
 // comes waits for what has to come about, and not for ever; it says whether it did.
 func (s *show) comes(ctx context.Context, ready func() bool) bool {
-	ctx, cancel := context.WithTimeout(ctx, demoPatience)
+	ctx, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	return waitFor(ctx, ready)
 }

@@ -41,6 +41,7 @@ func (w *watchedOutput) Write(p []byte) (int, error) {
 func tells(t *testing.T, change func(*demoConfig), out, stderr *watchedOutput) error {
 	t.Helper()
 	d := demoDefaults()
+	d.patience = 3 * time.Minute // a machine may have much else to do
 	change(&d)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
