@@ -29,6 +29,8 @@ type Config struct {
 	Servers []string
 	// Types are the types of events that the queue is asked for; none: all.
 	Types []string
+	// Excluded are the types that are not stored.
+	Excluded []string
 	// CloudEvents: messages have the headers of a CloudEvent besides.
 	CloudEvents bool
 	// Program is the version of zulip-nats.
@@ -74,6 +76,8 @@ var recordKinds = []struct {
 		[]string{events.RecordGapOpened, events.RecordGapClosed}},
 	{subjects.Rejected, "An event that cannot be carried as it is.", []string{events.RecordRejected}},
 	{subjects.Skipped, "A message event whose message the stream holds already.", []string{events.RecordSkipped}},
+	{subjects.Erased, "What of deleted messages is erased.", []string{events.RecordErased}},
+	{subjects.Excluded, "Events that were left out, as asked for.", []string{events.RecordExcluded}},
 }
 
 // recordHeaders are those that a record has besides what all have.
@@ -81,20 +85,21 @@ var recordHeaders = map[string][]string{
 	events.RecordQueue:     {events.HeaderQueueID, events.HeaderNext},
 	events.RecordGapClosed: {events.HeaderQueueID},
 	events.RecordSkipped:   {events.HeaderQueueID, events.HeaderEventID, events.HeaderMessageID},
+	events.RecordExcluded:  {events.HeaderQueueID, events.HeaderEventID},
 }
 
 // Document is the description, as JSON. The error says which setting cannot be described.
 func Document(c Config) ([]byte, error) {
 	d := document{Config: c, channels: object{}, operations: object{}, messages: object{}, schemas: object{}}
 	for _, s := range schema.All() {
-		if !s.Record && c.asksFor(s.Name) {
+		if !s.Record && c.stores(s.Name) {
 			if err := d.event(s); err != nil {
 				return nil, err
 			}
 		}
 	}
 	for _, typ := range c.Types { // one that is newer than the schemas
-		if _, known := schema.Of(typ); !known {
+		if _, known := schema.Of(typ); !known && c.stores(typ) {
 			if err := d.event(schema.Schema{Name: typ, About: "A type of events that is not known here.",
 				Text: []byte(`{"type":"object"}`)}); err != nil {
 				return nil, err
@@ -130,8 +135,12 @@ func Document(c Config) ([]byte, error) {
 	return schema.Indent(doc), nil
 }
 
-// asksFor says whether a type comes by the queue. Heartbeats come whatever it asks for.
-func (c *Config) asksFor(typ string) bool {
+// stores says whether events of a type are stored. Heartbeats come whatever the queue asks
+// for.
+func (c *Config) stores(typ string) bool {
+	if slices.Contains(c.Excluded, typ) {
+		return false
+	}
 	return len(c.Types) == 0 || typ == "heartbeat" || slices.Contains(c.Types, typ)
 }
 

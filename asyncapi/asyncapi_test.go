@@ -76,8 +76,9 @@ func configs(t testing.TB) map[string]asyncapi.Config {
 		"plain": {Realm: realm(t, "acme"), Stream: "ZULIP_acme", Program: "1.2.3", Servers: []string{"nats://127.0.0.1:4222"}},
 		"cluster": {Realm: realm(t, "127-0-0-1"), Stream: "EVERYTHING", Program: "(devel)",
 			Servers: []string{"nats://a.example.com", "tls://b.example.com:4333", "wss://c.example.com"}},
-		"cloud":     {Realm: realm(t, "acme"), Stream: "ZULIP_acme", Program: "1.2.3", CloudEvents: true},
-		"few types": {Realm: realm(t, "A_b"), Stream: "ZULIP_A_b", Program: "1", Types: []string{"message", "brand_new"}},
+		"cloud": {Realm: realm(t, "acme"), Stream: "ZULIP_acme", Program: "1.2.3", CloudEvents: true},
+		"few types": {Realm: realm(t, "A_b"), Stream: "ZULIP_A_b", Program: "1",
+			Types: []string{"message", "brand_new", "typing", "newer"}, Excluded: []string{"typing", "newer"}},
 	}
 }
 
@@ -181,9 +182,10 @@ func get(doc map[string]any, path ...string) map[string]any {
 // TestSubjects: what is on the bus, and nothing else, by the table of the README.
 func TestSubjects(t *testing.T) {
 	for name, want := range map[string][]string{
-		"few types": {"zulip.A_b.brand_new", "zulip.A_b.bridge.gap", "zulip.A_b.bridge.queue", "zulip.A_b.bridge.rejected",
+		"few types": {"zulip.A_b.brand_new", "zulip.A_b.bridge.erased", "zulip.A_b.bridge.excluded", "zulip.A_b.bridge.gap",
+			"zulip.A_b.bridge.queue", "zulip.A_b.bridge.rejected",
 			"zulip.A_b.bridge.skipped", "zulip.A_b.heartbeat", "zulip.A_b.message"},
-		"plain": {"zulip.acme.bridge.gap", "zulip.acme.bridge.queue", "zulip.acme.bridge.rejected", "zulip.acme.bridge.skipped",
+		"plain": {"zulip.acme.bridge.erased", "zulip.acme.bridge.excluded", "zulip.acme.bridge.gap", "zulip.acme.bridge.queue", "zulip.acme.bridge.rejected", "zulip.acme.bridge.skipped",
 			"zulip.acme.{type}"},
 	} {
 		doc := document(t, configs(t)[name])

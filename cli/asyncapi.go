@@ -56,7 +56,7 @@ func describe(c *Config) ([]byte, error) {
 		return nil, err
 	}
 	d := asyncapi.Config{Realm: realm, Stream: cmp.Or(r.Stream, "ZULIP_"+realm.String()), Types: r.Queue.EventTypes,
-		CloudEvents: r.CloudEvents, Program: readBuild().version}
+		Excluded: r.Queue.ExcludeTypes, CloudEvents: r.CloudEvents, Program: readBuild().version}
 	urls := cmp.Or(c.NATS.URL, fmt.Sprintf("nats://127.0.0.1:%d", c.NATSPort))
 	for address := range strings.SplitSeq(urls, ",") {
 		if address = strings.TrimSpace(address); !strings.Contains(address, "://") {

@@ -19,6 +19,8 @@ var records = map[string]any{
 	events.RecordGapClosed: new(events.GapClosed),
 	events.RecordRejected:  new(events.Rejected),
 	events.RecordSkipped:   new(events.Skipped),
+	events.RecordErased:    new(events.Erased),
+	events.RecordExcluded:  new(events.Excluded),
 }
 
 // fill gives each field of v a value that is not zero, or the least that it may have.
