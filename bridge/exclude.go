@@ -66,6 +66,11 @@ var (
 	ofTheAccount = []string{"attachment", "drafts", "navigation_view", "reminders", "scheduled_messages"}
 )
 
+// NeedMessages are the types of events that never say themselves whether they are about
+// direct messages: where messages are not stored, Options.NoDirectMessages leaves all of
+// them out.
+var NeedMessages = []string{"reaction", "submessage", "update_message_flags"}
+
 // directness is whether an event is about direct messages.
 type directness uint8
 

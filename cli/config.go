@@ -317,6 +317,15 @@ func (c *Config) check() error {
 		wrong = append(wrong, usageErrorf("--exclude-types (or ZULIP_NATS_EXCLUDE_TYPES) leaves out all that --event-types "+
 			"asks for: leave one of the two out"))
 	}
+	wants := func(name string) bool {
+		return (q.EventTypes == nil || slices.Contains(q.EventTypes, name)) && !slices.Contains(q.ExcludeTypes, name)
+	}
+	if needy := slices.DeleteFunc(slices.Clone(bridge.NeedMessages), func(name string) bool { return !wants(name) }); q.NoDirectMessages &&
+		!wants("message") && len(needy) > 0 {
+		wrong = append(wrong, usageErrorf("--no-direct-messages (or ZULIP_NATS_NO_DIRECT_MESSAGES) looks up in the messages "+
+			"stored which events of type %s are about direct ones, and none are stored: all of them would be left out; let "+
+			"messages in, or leave these types out with --exclude-types too", strings.Join(needy, ", ")))
+	}
 	if replicas := c.Realms[0].New.Replicas; replicas > 1 && n.URL == "" {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))

@@ -302,6 +302,30 @@ func TestExcludeTypes(t *testing.T) {
 	if err := c.check(); err == nil || !strings.Contains(err.Error(), "leaves out all that --event-types asks for") {
 		t.Errorf("nothing is asked for: %v", err)
 	}
+
+	// Where no messages are stored, nobody knows which reactions are on direct ones.
+	for _, test := range []struct {
+		types, excluded []string
+		says            string // empty: it is taken
+	}{
+		{nil, []string{"message"}, "events of type reaction, submessage, update_message_flags are about"},
+		{[]string{"reaction", "typing"}, nil, "events of type reaction are about"},
+		{[]string{"reaction", "typing"}, []string{"reaction"}, ""},
+		{[]string{"typing"}, nil, ""},
+		{nil, []string{"message", "reaction", "submessage", "update_message_flags"}, ""},
+		{nil, []string{"typing"}, ""},
+	} {
+		c := defaults()
+		q := &c.Realms[0].Queue
+		q.EventTypes, q.ExcludeTypes = test.types, test.excluded
+		if err := c.check(); err != nil {
+			t.Errorf("%v without %v: %v", test.types, test.excluded, err)
+		}
+		q.NoDirectMessages = true
+		if err := c.check(); (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%v without %v and direct messages: %v", test.types, test.excluded, err)
+		}
+	}
 }
 
 func TestSize(t *testing.T) {
