@@ -196,6 +196,8 @@ type Channel struct {
 	created time.Time
 	creator *Account
 	first   int64 // id of its first message
+
+	archived bool
 }
 
 // Channel returns the channel with that name, whatever its case, making it on first use,
@@ -275,7 +277,7 @@ func (s *Server) subscribe(c *Channel, who ...*Account) {
 	s.deliver(func() {
 		for _, a := range who {
 			ev := newEvent("subscription", "add")
-			ev.raw("subscriptions", "["+s.subscriptionObject(c)+"]")
+			ev.raw("subscriptions", "["+s.subscriptionObject(c, true)+"]")
 			s.emit(ev.done(), only(a))
 		}
 		ev := newEvent("subscription", "peer_add")
@@ -319,7 +321,7 @@ func (a *Account) sees(c *Channel) bool { return a.subscribed(c) || !c.Private &
 
 // channelFields appends what every description of a channel has.
 func (s *Server) channelFields(o *object, c *Channel) {
-	o.bool("is_archived", false)
+	o.bool("is_archived", c.archived)
 	o.int("can_add_subscribers_group", 29)
 	o.raw("can_administer_channel_group", `{"direct_members":[],"direct_subgroups":[]}`)
 	o.int("can_send_message_group", 35)
@@ -357,8 +359,9 @@ func (s *Server) channelObject(c *Channel) string {
 	return o.end()
 }
 
-// subscriptionObject is a channel as subscription/add has it.
-func (s *Server) subscriptionObject(c *Channel) string {
+// subscriptionObject is a channel as subscription/add has it, and with include_subscribers
+// the state.
+func (s *Server) subscriptionObject(c *Channel, subscribers bool) string {
 	var o object
 	o.raw("audible_notifications", "null")
 	o.str("color", "#c6a8ad")
@@ -370,11 +373,13 @@ func (s *Server) subscriptionObject(c *Channel) string {
 	o.raw("wildcard_mentions_notify", "null")
 	o.bool("in_home_view", true)
 	o.raw("stream_weekly_traffic", "null")
-	ids := []int64{}
-	for _, a := range s.subscribers(c) {
-		ids = append(ids, a.ID)
+	if subscribers {
+		ids := []int64{}
+		for _, a := range s.subscribers(c) {
+			ids = append(ids, a.ID)
+		}
+		o.json("subscribers", ids)
 	}
-	o.json("subscribers", ids)
 	s.channelFields(&o, c)
 	return o.end()
 }

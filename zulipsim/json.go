@@ -48,6 +48,17 @@ func (o *object) json(k string, v any) {
 	o.b = append(o.b, encode(v)...)
 }
 
+// members adds those of another object.
+func (o *object) members(other *object) {
+	switch {
+	case len(other.b) == 0:
+	case len(o.b) == 0:
+		o.b = append(o.b, other.b...)
+	default:
+		o.b = append(append(o.b, ','), other.b[1:]...)
+	}
+}
+
 func (o *object) end() string {
 	if len(o.b) == 0 {
 		return "{}"

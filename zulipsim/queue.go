@@ -19,8 +19,10 @@ type Options struct {
 	ClientGravatar   bool
 	SlimPresence     bool
 	AllPublicStreams bool
-	Capabilities     map[string]bool
-	Client           string // the client's name, from its User-Agent
+	// IncludeSubscribers shapes the state, and no event.
+	IncludeSubscribers bool
+	Capabilities       map[string]bool
+	Client             string // the client's name, from its User-Agent
 }
 
 // queue is one event queue: what zerver/tornado/event_queue.py calls a ClientDescriptor

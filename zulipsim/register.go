@@ -62,7 +62,11 @@ func (c *call) queueOptions() (opts Options, life time.Duration, r *refusal) {
 			allPublicGiven, r = c.value("all_public_streams", &opts.AllPublicStreams, "a boolean")
 			return r
 		},
-		func() *refusal { c.arg("include_subscribers"); return nil },
+		func() *refusal {
+			text, _ := c.arg("include_subscribers")
+			opts.IncludeSubscribers = text == "true" || text == `"partial"` && c.level >= 412
+			return nil
+		},
 		func() (r *refusal) { opts.Capabilities, r = c.capabilities(); return r },
 		func() (r *refusal) { opts.EventTypes, r = c.words("event_types"); return r },
 		func() (r *refusal) { opts.FetchEventTypes, r = c.words("fetch_event_types"); return r },
@@ -253,10 +257,18 @@ func (c *call) register() {
 		if s.FeatureLevel >= 481 {
 			o.int("idle_queue_timeout_secs", int64(life/time.Second))
 		}
-		s.state(o, c.account, opts)
+		var state object
+		s.state(&state, c.account, opts)
+		o.members(&state)
 		last := int64(-1)
 		if events := s.contents(q); len(events) > 0 {
 			last = events[len(events)-1].last()
+		}
+		if !s.Forget {
+			if s.registered == nil {
+				s.registered = map[string]registered{}
+			}
+			s.registered[q.id] = registered{last, state.end()}
 		}
 		o.int("last_event_id", last)
 	})
@@ -335,7 +347,7 @@ func (s *Server) state(o *object, a *Account, opts Options) {
 			}
 			o.raw(st.name, "["+strings.Join(list, ",")+"]")
 		case "streams", "subscriptions", "never_subscribed":
-			o.raw(st.name, s.channelList(a, st.name))
+			o.raw(st.name, s.channelList(a, st.name, opts))
 		case "starred_messages":
 			ids := []int64{}
 			for _, m := range s.messages {
@@ -345,13 +357,15 @@ func (s *Server) state(o *object, a *Account, opts Options) {
 			}
 			o.json(st.name, ids)
 		default:
-			o.raw(st.name, st.value)
+			o.raw(st.name, s.stateValue(st.name))
 		}
 	}
 }
 
-// channelList is the channels of the state, in one of its three shapes.
-func (s *Server) channelList(a *Account, which string) string {
+// channelList is the channels of the state, in one of its three shapes: those that the
+// account is in, those that it is not, and all that it may see. Archived ones are there
+// for clients that declare to know them.
+func (s *Server) channelList(a *Account, which string, opts Options) string {
 	ids := make([]int64, 0, len(s.channelIDs))
 	for id := range s.channelIDs {
 		ids = append(ids, id)
@@ -361,9 +375,10 @@ func (s *Server) channelList(a *Account, which string) string {
 	for _, id := range ids {
 		c := s.channelIDs[id]
 		switch in := a.subscribed(c); {
+		case c.archived && !opts.Capabilities["archived_channels"]:
 		case which == "subscriptions" && in:
-			list = append(list, s.subscriptionObject(c))
-		case which == "streams" && in, which == "never_subscribed" && !in && a.sees(c):
+			list = append(list, s.subscriptionObject(c, opts.IncludeSubscribers))
+		case which == "streams" && a.sees(c), which == "never_subscribed" && !in && a.sees(c):
 			list = append(list, s.channelObject(c))
 		}
 	}

@@ -134,6 +134,12 @@ type Server struct {
 	nextMsg    int64
 	nextSub    int64
 
+	// The state that is not people or channels, where it was changed, by member; what each
+	// register answered with, by queue.
+	changedState                                   map[string]string
+	registered                                     map[string]registered
+	nextGroup, nextEmoji, nextLinkifier, nextField int64
+
 	queues    map[string]*queue
 	queueList []*queue
 
