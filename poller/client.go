@@ -54,7 +54,10 @@ const (
 	// is down.
 	answerTimeout = 60 * time.Second
 	mostError     = 64 << 10 // read of the body of an error
-	mostRegister  = 32 << 20 // read of the answer to register; 14 kB are usual
+	mostAnswer    = 32 << 20 // read of an answer; 14 kB are usual, of register
+	// mostState is read of the answer to a register that asks for state: a user is half a
+	// kilobyte, a channel one.
+	mostState = 256 << 20
 )
 
 // newTransport makes a transport that trusts and identifies as the account says. Client
@@ -168,15 +171,19 @@ func (c *Client) closeIdle() {
 	}
 }
 
-// register makes a queue; channels asks which channels the account has, too. Errors:
-// *RefusedError, *AuthError, *ConfigError (no account), the context's, or one that may
-// heal.
-func (c *Client) register(ctx context.Context, o Options, channels bool) (*Registration, error) {
-	var r registered
-	if err := c.call(ctx, "POST", "register", o.register(channels), &r); err != nil {
+// register makes a queue; channels asks which channels the account has, too, and state for
+// the state of these sections. Errors: *RefusedError, *AuthError, *ConfigError (no
+// account), the context's, or one that may heal.
+func (c *Client) register(ctx context.Context, o Options, channels bool, state []Section) (*Registration, error) {
+	r := new(registered)
+	out, most := any(r), int64(mostAnswer)
+	if len(state) > 0 {
+		out, most = &withState{r}, mostState
+	}
+	if err := c.callFor(ctx, "POST", "register", o.register(channels, state), most, out); err != nil {
 		return nil, err
 	}
-	return o.registration(&r)
+	return o.registration(r, state)
 }
 
 // deleteQueue deletes a queue. Errors as of register.
@@ -238,6 +245,11 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 
 // call makes a request whose answer is small, and decodes it into out.
 func (c *Client) call(ctx context.Context, method, path string, form url.Values, out any) error {
+	return c.callFor(ctx, method, path, form, mostAnswer, out)
+}
+
+// callFor is call for an answer of at most so many bytes.
+func (c *Client) callFor(ctx context.Context, method, path string, form url.Values, most int64, out any) error {
 	health.Waits(ctx, answerTimeout)
 	mine, cancel := context.WithTimeoutCause(ctx, answerTimeout, errSilent)
 	defer cancel()
@@ -246,7 +258,7 @@ func (c *Client) call(ctx context.Context, method, path string, form url.Values,
 	var body []byte
 	if err == nil {
 		defer resp.Body.Close()
-		body, err = readBody(resp, mostRegister)
+		body, err = readBody(resp, most)
 		if err != nil {
 			err = &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be read: %v", asked, err)}
 		}

@@ -71,7 +71,7 @@ func TestTransport(t *testing.T) {
 		a.Email, a.Key, a.Site = "bot@example.com", testKey, srv.URL
 		c := &Client{Account: func() (Account, error) { return a, nil }}
 		defer c.closeIdle()
-		_, err := c.register(t.Context(), DefaultOptions(), false)
+		_, err := c.register(t.Context(), DefaultOptions(), false, nil)
 		return err
 	}
 	if err := ask(Account{}); err == nil || !strings.Contains(err.Error(), "cert_bundle") ||
@@ -105,19 +105,19 @@ func TestTransport(t *testing.T) {
 	account := Account{Email: "bot@example.com", Key: testKey, Site: srv.URL, CertBundle: bundle, ClientCert: certFile,
 		ClientCertKey: keyFile}
 	c := &Client{Account: func() (Account, error) { return account, nil }}
-	if _, err := c.register(t.Context(), DefaultOptions(), false); err != nil || who != "first" {
+	if _, err := c.register(t.Context(), DefaultOptions(), false, nil); err != nil || who != "first" {
 		t.Errorf("%v, as %q", err, who)
 	}
 	cert, key = certificate(t, "second")
 	write(t, certFile, cert)
 	write(t, keyFile, key)
 	c.closeIdle()
-	if _, err := c.register(t.Context(), DefaultOptions(), false); err != nil || who != "second" {
+	if _, err := c.register(t.Context(), DefaultOptions(), false, nil); err != nil || who != "second" {
 		t.Errorf("%v, as %q", err, who)
 	}
 	os.Remove(certFile)
 	c.closeIdle()
-	if _, err := c.register(t.Context(), DefaultOptions(), false); err == nil ||
+	if _, err := c.register(t.Context(), DefaultOptions(), false, nil); err == nil ||
 		!strings.Contains(err.Error(), "client_cert") {
 		t.Errorf("a certificate that is gone gives %v", err)
 	} else if _, ok := errors.AsType[*transientError](err); !ok {
@@ -169,7 +169,7 @@ func TestKeyNeverTold(t *testing.T) {
 			error) {
 			return Account{Email: "bot@example.com", Key: testKey, Site: srv.URL}, nil
 		}}
-		_, err := c.register(t.Context(), DefaultOptions(), false)
+		_, err := c.register(t.Context(), DefaultOptions(), false, nil)
 		if err == nil || strings.Contains(err.Error(), testKey) {
 			t.Errorf("%d: %v", status, err)
 		}

@@ -12,7 +12,7 @@ import (
 // changed one needs a new queue, and all that can be sent are sent explicitly: the
 // defaults of an account or of a later server change nothing. Options that only shape the
 // state that register returns (include_subscribers, presence_history_limit_days) have no
-// place here, since that state is not asked for.
+// place here: they stay as Zulip has them, without subscribers.
 type Options struct {
 	// EventTypes are the types wanted; nil means all, an empty list none but heartbeats,
 	// which come regardless. Zulip takes any name.
@@ -130,8 +130,9 @@ func (o Options) JSON() []byte {
 }
 
 // register is the form of POST /api/v1/register. Everything but strings is JSON text.
-// channels asks for the account's channels besides, a kilobyte for each that it may see.
-func (o Options) register(channels bool) url.Values {
+// channels asks for the account's channels besides, a kilobyte for each that it may see;
+// state for those sections.
+func (o Options) register(channels bool, state []Section) url.Values {
 	life := strconv.FormatInt(seconds(o.life()), 10)
 	form := url.Values{
 		"all_public_streams":  {jsonText(o.AllPublicStreams)}, // absent, it would be the account's own default
@@ -139,17 +140,22 @@ func (o Options) register(channels bool) url.Values {
 		"client_gravatar":     {jsonText(o.ClientGravatar)},
 		"slim_presence":       {jsonText(o.SlimPresence)},
 		"client_capabilities": {jsonText(capabilities)},
-		// Explicit, since without it Zulip applies pending events to state that was not
-		// asked for (zerver/lib/events.py). This one carries the patience.
-		"fetch_event_types": {`["realm"]`},
 		// The name until level 480, and the one from 481 on. Each server ignores the
 		// other.
 		"queue_lifespan_secs": {life},
 		"idle_queue_timeout":  {life},
 	}
+	// Explicit, since without it Zulip applies pending events to state that was not asked
+	// for (zerver/lib/events.py). The first carries the patience.
+	fetch := []string{"realm"}
 	if channels {
-		form.Set("fetch_event_types", `["realm","subscription"]`)
+		fetch = append(fetch, "subscription")
 	}
+	for _, s := range state {
+		fetch = append(fetch, s.word)
+	}
+	slices.Sort(fetch)
+	form.Set("fetch_event_types", jsonText(slices.Compact(fetch)))
 	if o.EventTypes != nil {
 		form.Set("event_types", jsonText(o.EventTypes))
 	}

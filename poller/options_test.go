@@ -65,7 +65,7 @@ func TestRegisterSendsEveryOption(t *testing.T) {
 			`"individual_emoji_changes":true,"linkifier_url_template":true,"notification_settings_null":true,"simplified_presence_events":true,` +
 			`"stream_typing_notifications":true,"user_avatar_url_field_optional":true,"user_list_incomplete":true,"user_settings_object":true}`,
 	}
-	form := o.register(false)
+	form := o.register(false, nil)
 	for name, text := range want {
 		if form.Get(name) != text {
 			t.Errorf("%s is %s, want %s", name, form.Get(name), text)
@@ -76,7 +76,7 @@ func TestRegisterSendsEveryOption(t *testing.T) {
 	}
 	// What is not asked for is said as well, but for the two whose absence means
 	// something.
-	form = DefaultOptions().register(false)
+	form = DefaultOptions().register(false, nil)
 	for name, text := range map[string]string{"all_public_streams": "false", "apply_markdown": "false",
 		"client_gravatar": "true", "slim_presence": "false",
 		"queue_lifespan_secs": "86400", "idle_queue_timeout": "86400"} {
@@ -129,12 +129,12 @@ func TestOptionsJSON(t *testing.T) {
 func TestRegistrationJudged(t *testing.T) {
 	id, bad, long := "q:1", "a b", strings.Repeat("x", 129)
 	for _, q := range []*string{nil, &bad, &long, new(string)} {
-		if r, err := DefaultOptions().registration(&registered{QueueID: q}); err == nil {
+		if r, err := DefaultOptions().registration(&registered{QueueID: q}, nil); err == nil {
 			t.Errorf("queue id of %+v is taken", r)
 		}
 	}
 	r, err := DefaultOptions().registration(&registered{QueueID: &id,
-		Ignored: []string{"queue_lifespan_secs", "idle_queue_timeout"}, Patience: 4})
+		Ignored: []string{"queue_lifespan_secs", "idle_queue_timeout"}, Patience: 4}, nil)
 	if err != nil || r.Life != 10*time.Minute || r.LifeSaid || r.Patience != 4*time.Second {
 		t.Errorf("%+v, %v", r, err)
 	}

@@ -309,7 +309,7 @@ func TestForeignRefusal(t *testing.T) {
 					w.register()
 					w.busy(lone, 10*time.Minute, nil)
 					other := &Client{Transport: w.sim.Client().Transport, Account: w.Client.Account}
-					theirs, err := other.register(t.Context(), DefaultOptions(), false)
+					theirs, err := other.register(t.Context(), DefaultOptions(), false, nil)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -110,7 +110,10 @@ type Queue struct {
 type Poller struct {
 	Client  *Client
 	Options Options
-	Log     zerolog.Logger // the zero value is silent
+	// State are the sections of which each Register asks for the state. Options.EventTypes
+	// must have the types that change them.
+	State []Section
+	Log   zerolog.Logger // the zero value is silent
 
 	events, rest endpoint // Zulip counts polls apart from all other requests, and they fail apart
 	pace         pace
@@ -317,6 +320,10 @@ func (p *Poller) Close() {
 // has ended.
 const registerGrace = 3 * time.Second
 
+// stateTries is how many tries of a register ask for the state before every other one goes
+// without.
+const stateTries = 2
+
 // Register makes a queue, retrying like Next. A *RefusedError means that Zulip does not
 // take the options (a narrow it does not know, a guest who asks for all public channels,
 // say); a *ConfigError that they cannot be sent at all.
@@ -330,14 +337,21 @@ func (p *Poller) Register(ctx context.Context) (*Registration, error) {
 		return nil, err
 	}
 	var r *Registration
+	tries := 0
 	err := p.retry(ctx, &p.rest, func() (err error) {
 		longer, cancel := outlive(ctx, registerGrace)
 		defer cancel()
+		// The state may be what the server fails over, or more than we read, and a queue
+		// without it is better than none. So in the end every other try goes without.
+		state := p.State
+		if tries++; tries > stateTries && tries%2 == 1 {
+			state = nil
+		}
 		// The channels are for people to know, so they are asked for once: whatever goes
 		// wrong with them, a second try goes without.
 		channels := !p.asked
 		p.asked = true
-		r, err = p.Client.register(longer, p.Options, channels)
+		r, err = p.Client.register(longer, p.Options, channels, state)
 		if refused, ok := errors.AsType[*RefusedError](err); ok && refused.Msg == "Could not allocate event queue" {
 			return &transientError{text: refused.Error()} // Tornado's trouble, not ours (zerver/lib/events.py)
 		}

@@ -3,14 +3,15 @@ package poller
 // The answer to POST /register. What is asked for is in options.go.
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"time"
 )
 
-// Registration is what Zulip answered to register. last_event_id is left out: polling
-// starts at -1, or events that came while register was being answered are acknowledged
-// unseen.
+// Registration is what Zulip answered to register. Polling starts at -1, and never at
+// last_event_id, or events that came while register was being answered are acknowledged
+// unseen. What last_event_id is good for is in State.
 type Registration struct {
 	QueueID      string // printable ASCII, at most 128 characters
 	Version      string
@@ -19,6 +20,7 @@ type Registration struct {
 	LifeSaid     bool          // the server said so (level 481 on); else it is what such a server is known to do
 	Patience     time.Duration // how long a poll may be silent
 	Channels     *Channels     // nil: not asked for, or not said
+	State        *State        // nil: not asked for, or not by the request that worked
 }
 
 // registered is the answer's JSON.
@@ -32,12 +34,27 @@ type registered struct {
 	Subscribed   []named  `json:"subscriptions"`
 	Left         []named  `json:"unsubscribed"`
 	Others       []named  `json:"never_subscribed"`
+	Last         *int64   `json:"last_event_id"`
+
+	// members are all of the answer, where state was asked for.
+	members map[string]json.RawMessage
+}
+
+// withState is an answer of which the members are kept as they are.
+type withState struct{ to *registered }
+
+func (w *withState) UnmarshalJSON(b []byte) error {
+	if err := json.Unmarshal(b, w.to); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, &w.to.members)
 }
 
 type named struct{ Name string }
 
-// registration judges the answer to a register with the options o.
-func (o Options) registration(r *registered) (*Registration, error) {
+// registration judges the answer to a register with the options o, which asked for the
+// state of these sections.
+func (o Options) registration(r *registered, state []Section) (*Registration, error) {
 	if r.QueueID == nil || !validQueueID(*r.QueueID) {
 		return nil, &transientError{text: "Zulip answers POST /api/v1/register without a queue id that could be used (1 to " +
 			"128 characters of printable ASCII)"}
@@ -52,6 +69,16 @@ func (o Options) registration(r *registered) (*Registration, error) {
 			for _, c := range list {
 				out.Channels.seen[strings.ToLower(c.Name)] = true
 			}
+		}
+	}
+	if len(state) > 0 {
+		if r.Last == nil || *r.Last < -1 {
+			return nil, &transientError{text: "Zulip answers POST /api/v1/register without a last_event_id that could be " +
+				"used: nobody knows where the state is to be gone on from"}
+		}
+		var err error
+		if out.State, err = stateOf(r.members, *r.Last, state); err != nil {
+			return nil, &transientError{text: "Zulip's answer to POST /api/v1/register cannot be understood: " + err.Error()}
 		}
 	}
 	ignored := func(name string) bool { return slices.Contains(r.Ignored, name) }
