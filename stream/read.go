@@ -104,6 +104,22 @@ func (s *Stream) Next(ctx context.Context, subject string, seq uint64) (*Stored,
 	return s.get(ctx, s.name, getRequest{Seq: max(seq, 1), NextFor: subject})
 }
 
+// Purge deletes the messages on subject (wildcards allowed) below a sequence, for good. It
+// takes only what is narrower than the filter, and never the newest message under it,
+// which is where we are: the caller names a sequence that it has read or had acknowledged
+// on this connection. Without a right to STREAM.PURGE it is an [*Error], Forbidden.
+func (s *Stream) Purge(ctx context.Context, subject string, below uint64) error {
+	what := fmt.Sprintf("stream %s: purging %s", s.name, subject)
+	if below <= 1 { // to the server, 0 is all
+		return nil
+	}
+	if subject == s.cfg.Filter || !s.within(subject) {
+		return errorf(Wrong, "%s: that is not a part of %s", what, s.cfg.Filter)
+	}
+	return s.link.ask(ctx, what, s.api+"STREAM.PURGE."+s.name, map[string]any{"filter": subject, "seq": below},
+		apiTimeout, &apiReply{})
+}
+
 // Start is where a Scan begins: at a sequence, or at the first message that is not older
 // than a time.
 type Start struct {

@@ -53,7 +53,15 @@ const (
 	Skipped  = "skipped"  // a message event whose message the stream holds already
 	Erased   = "erased"   // what was erased, because it was deleted at Zulip
 	Excluded = "excluded" // events that the bridge was told to leave out
+
+	// The state of the organization: the marks around its pieces, for which see
+	// [Realm.State]. The marks have no subject that [Realm.States] covers.
+	StateBegin = "state-begin"
+	StateEnd   = "state-end"
 )
+
+// state is the token below which the pieces of the state are.
+const state = "state"
 
 // Realm is one Zulip organization as subjects name it: a token that has been checked. The
 // zero value is no realm: its methods give empty strings, which no NATS server accepts,
@@ -200,6 +208,24 @@ func (r Realm) Records() string {
 		return ""
 	}
 	return r.prefix + reserved + ".>"
+}
+
+// State gives the subject of the pieces of a section of the state:
+// "zulip.chat.bridge.state.users". A section that is not one token gives the empty string.
+func (r Realm) State(section string) string {
+	if r.prefix == "" || len(section) > maxType || !isToken(section) {
+		return ""
+	}
+	return r.prefix + reserved + "." + state + "." + section
+}
+
+// States gives the filter that covers these pieces, and nothing else:
+// "zulip.chat.bridge.state.*".
+func (r Realm) States() string {
+	if r.prefix == "" {
+		return ""
+	}
+	return r.prefix + reserved + "." + state + ".*"
 }
 
 // isToken reports whether s is one or more of A-Z, a-z, 0-9, '_' and '-'.

@@ -101,6 +101,11 @@ func TestSubjects(t *testing.T) {
 		"erased":     {r.Record(Erased), "zulip.chat.bridge.erased"},
 		"bad record": {r.Record("gap.>"), ""},
 		"no record":  {r.Record(""), ""},
+		"begin":      {r.Record(StateBegin), "zulip.chat.bridge.state-begin"},
+		"end":        {r.Record(StateEnd), "zulip.chat.bridge.state-end"},
+		"state":      {r.State("profile-fields"), "zulip.chat.bridge.state.profile-fields"},
+		"bad state":  {r.State("users.>") + r.State(""), ""},
+		"states":     {r.States(), "zulip.chat.bridge.state.*"},
 	} {
 		if got[0] != got[1] {
 			t.Errorf("%s = %q, want %q", what, got[0], got[1])
@@ -144,7 +149,7 @@ func TestSubjects(t *testing.T) {
 
 func TestZeroRealmGivesNothing(t *testing.T) {
 	var r Realm
-	if s := r.String() + r.All() + r.Record(Queue); s != "" {
+	if s := r.String() + r.All() + r.Record(Queue) + r.State("users") + r.States(); s != "" {
 		t.Errorf("the zero realm gives %q", s)
 	}
 	if s, err := r.Event("message"); err == nil || s != "" {

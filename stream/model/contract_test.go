@@ -25,6 +25,7 @@ type client interface {
 	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
 	Info(ctx context.Context) (stream.Info, error)
 	Fits(m *stream.Message) bool
+	Purge(ctx context.Context, subject string, below uint64) error
 	PutObject(ctx context.Context, name string, data []byte) error
 	Object(ctx context.Context, name string) ([]byte, error)
 	Erase(ctx context.Context, epoch, seq uint64) error
@@ -191,6 +192,37 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 		}
 		if info, err := b.Info(ctx); err != nil || info.LastSeq != 0 || info.Messages != 0 {
 			t.Errorf("Info of an empty stream is %+v, %v", info, err)
+		}
+	})
+	t.Run("purge a part", func(t *testing.T) {
+		b := open(t)
+		cur := write(t, b, stream.Cursor{}, some(0, 6))
+		for _, below := range []uint64{0, 1} { // not all
+			if err := b.Purge(ctx, "zulip.acme.reaction", below); err != nil {
+				t.Error(err)
+			}
+		}
+		want(t, b, "body 0", "body 1", "body 2", "body 3", "body 4", "body 5")
+		kind(t, b.Purge(ctx, filter, 4), stream.Wrong)
+		kind(t, b.Purge(ctx, "zulip.other.message", 4), stream.Wrong)
+		if err := b.Purge(ctx, "zulip.acme.reaction", 4); err != nil {
+			t.Fatal(err)
+		}
+		want(t, b, "body 0", "body 2", "body 3", "body 4", "body 5")
+		if err := b.Purge(ctx, "zulip.*.reaction", 6); err == nil {
+			t.Error("what goes beyond the filter is purged")
+		}
+		want(t, b, "body 0", "body 2", "body 3", "body 4", "body 5")
+		// What is written next follows what was there, acknowledged or read.
+		write(t, b, cur, some(6, 2))
+		cur, m, err := b.Last(ctx)
+		if err != nil || m == nil || m.Seq != 8 {
+			t.Fatalf("%v, %v", m, err)
+		}
+		write(t, b, cur, some(8, 1))
+		want(t, b, "body 0", "body 2", "body 3", "body 4", "body 5", "body 6", "body 7", "body 8")
+		if info, err := b.Info(ctx); err != nil || info.FirstSeq != 1 || info.Messages != 8 {
+			t.Errorf("%+v, %v", info, err)
 		}
 	})
 	t.Run("write and read back", func(t *testing.T) {

@@ -67,6 +67,7 @@ type Stream struct {
 	aged     []entry
 	removed  []entry // by somebody's hand
 	erased   []entry // by a client
+	purged   []stream.Stored
 	tails    []time.Time
 	requests map[string]int
 	objects  map[string][]byte
@@ -314,6 +315,32 @@ func (c *Client) Scan(ctx context.Context, subject string, from stream.Start, un
 		}
 	}
 	return cmp.Or(err, broken)
+}
+
+// Purge is [stream.Stream.Purge].
+func (c *Client) Purge(ctx context.Context, subject string, below uint64) error {
+	if below <= 1 {
+		return nil
+	}
+	if subject == c.s.Filter || !matches(c.s.Filter, subject) {
+		return fail(stream.Wrong, "not a part of the filter: "+subject)
+	}
+	return c.read(ctx, "purge", func(view) {
+		s := c.s
+		s.msgs = slices.DeleteFunc(slices.Clone(s.msgs), func(e entry) bool {
+			gone := e.Seq < below && matches(subject, e.Subject)
+			if gone {
+				s.purged = append(s.purged, e.Stored)
+			}
+			return gone
+		})
+	})
+}
+
+// Purged is what clients purged.
+func (s *Stream) Purged() (msgs []stream.Stored) {
+	s.with(func() { msgs = slices.Clone(s.purged) })
+	return msgs
 }
 
 // Info is [stream.Stream.Info]: it verifies the settings, and takes note of them.
