@@ -166,6 +166,7 @@ type Bridge struct {
 	// recordsMade numbers our records, for their ids.
 	recordsMade int64
 	unlike      string // options that Zulip did not take at a change-over
+	state       state  // of the organization, for those who start today
 	deposed     bool   // the lease was lost, and not had again since
 
 	objects      health.Condition // the object store takes nothing: objectsAwaited, then objectsGone

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"time"
 
 	"zulip-nats/events"
 	"zulip-nats/logevent"
@@ -9,8 +10,8 @@ import (
 )
 
 // changeOver goes to a new queue in good order while the old one lives (design, section
-// 9.6): the register options changed, or the old queue's idle clock cannot be renewed at
-// this organization's pace. Nothing is lost, because the new queue exists before the old
+// 9.6): the register options changed, the old queue's idle clock cannot be renewed at this
+// organization's pace, or a new state is due, which comes with a queue only. Nothing is lost, because the new queue exists before the old
 // one is asked for the last time; what comes between is in both, and messages are
 // recognized by their id.
 //
@@ -19,7 +20,10 @@ import (
 func (b *Bridge) changeOver(ctx context.Context, why string) error {
 	old := b.known
 	logevent.QueueChangedOver.Info(b.log).Str("queue", old.Queue).Str("why", why).Msg("changing over to a new queue")
-	r, err := b.register(ctx, why)
+	r, err := b.registerInTime(ctx, why)
+	if r == nil && err == nil {
+		return nil
+	}
 	if refused := asRefused(err); refused != nil {
 		// The old queue lives, and is better than none.
 		b.unlike = string(b.poller.Options.JSON())
@@ -59,6 +63,29 @@ func (b *Bridge) changeOver(ctx context.Context, why string) error {
 		r.Held.Until = b.knownSeq
 	}
 	return nil
+}
+
+// stateRegister is how long a register may take that is made for the state.
+const stateRegister = 30 * time.Second
+
+// registerInTime is register. For the state alone nothing is held up: Zulip may serve
+// polls and nothing else for hours. nil and no error: it did not come in time, and the old
+// queue is followed further.
+func (b *Bridge) registerInTime(ctx context.Context, why string) (*events.Queue, error) {
+	if why != events.WhyState {
+		return b.register(ctx, why)
+	}
+	limited, cancel := context.WithTimeout(ctx, stateRegister)
+	defer cancel()
+	r, err := b.register(limited, why)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		b.state.pause = stateAgain
+		logevent.StateMissing.Warn(b.log).Stringer("next_try_in", stateAgain).
+			Msgf("Zulip did not register a queue within %v, which is needed for a new state: going on with the old one",
+				stateRegister)
+		return nil, nil
+	}
+	return r, err
 }
 
 // begin is where the story begins for a queue with these options that follows another in

@@ -42,6 +42,9 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 		return err
 	}
 	b.eraseAgain()
+	if err := b.takeUpState(ctx, keepEvery); err != nil {
+		return err
+	}
 	looked, busy := time.Now(), 0
 	for {
 		if err := ctx.Err(); err != nil {
@@ -69,6 +72,9 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 		}
 		if busy >= busyAnswers && b.poller.ClockOverdue() && b.unlike == "" {
 			return b.changeOver(ctx, events.WhyChangedOver)
+		}
+		if b.unlike == "" && b.stateDue(keepEvery) {
+			return b.changeOver(ctx, events.WhyState)
 		}
 		batch, err := b.poller.Next(ctx, b.known)
 		if refused := asRefused(err); refused != nil {

@@ -62,6 +62,7 @@ func (b *Bridge) register(ctx context.Context, why string) (*events.Queue, error
 		return nil, context.Cause(ctx)
 	}
 	b.report.now.Counters.Queues++
+	b.state.queue, b.state.told, b.state.asked = reg.QueueID, reg.State, time.Now()
 	account := b.account()
 	r := &events.Queue{Record: events.RecordQueue, Why: why, QueueID: reg.QueueID, Site: b.cfg.Site, Account: account,
 		Options:      b.poller.Options.JSON(),

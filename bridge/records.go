@@ -32,6 +32,11 @@ func (b *Bridge) recordEntry(record, kind string, at poller.Position, body any, 
 	if err != nil {
 		return entry{}, fmt.Errorf("making a %s record: %w", record, err)
 	}
+	return b.rawRecord(record, b.realm.Record(kind), at, data, more...), nil
+}
+
+// rawRecord is recordEntry with a body that is made already, on any subject.
+func (b *Bridge) rawRecord(record, subject string, at poller.Position, data []byte, more ...stream.Header) entry {
 	b.recordsMade++
 	headers := append([]stream.Header{
 		{Key: events.HeaderPosition, Value: itoa(at.Last)},
@@ -46,7 +51,7 @@ func (b *Bridge) recordEntry(record, kind string, at poller.Position, body any, 
 		headers = append(headers, b.cloudHeaders(headers, events.CloudTypeRecord+record, 0)...)
 	}
 	return entry{after: at, tally: recordTally[record],
-		msg: stream.Message{Subject: b.realm.Record(kind), Headers: headers, Data: data}}, nil
+		msg: stream.Message{Subject: subject, Headers: headers, Data: data}}
 }
 
 // skipped makes the record of a live message event whose message the stream holds

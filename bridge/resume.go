@@ -67,6 +67,8 @@ func resumePointOf(m *stream.Stored) (p resumePoint, ok bool) {
 		p.phase = phaseRefill
 	case record == events.RecordQueue, record == events.RecordGapClosed, record == events.RecordRejected,
 		record == events.RecordSkipped, record == events.RecordErased, record == events.RecordExcluded,
+		record == events.RecordSkipped, record == events.RecordStateBegin, record == events.RecordState,
+		record == events.RecordStateEnd,
 		record == "" && header(m, events.HeaderOrigin) == events.OriginLive:
 		p.phase = phasePoll
 	default:

@@ -329,6 +329,7 @@ func (w *world) check() {
 	c.leftOver()
 	c.messages()
 	c.erasures()
+	c.states()
 }
 
 // erasures: what was erased is about a message that was deleted at Zulip, and a record

@@ -49,6 +49,7 @@ var everyDraw = strings.Split(`all public channels|narrow|event types with messa
 	`the oldest messages age out|queues expire|zulip crashes|zulip restarts|account replaced|`+
 	`options change: slim presence|options change: event types|options change: narrow|options change: all public channels|options change: no direct messages|`+
 	`edited: shared|edited: our own again|edited: a limit|edited: max_msg_size|edited: retention interest|`+
+	`with the state|something about people and channels|a state is asked for|options change: state|a whole state|a reader knows all in the end|`+
 	`history refused once|history refused for long|history fails for long|history tells to wait an hour|`+
 	`zulip: 429|zulip: 502|zulip: bad queue|zulip: half body|zulip: html 200|zulip: register 5|zulip: reset|`+
 	`a bad event whose write goes wrong|others wrote as many behind it|stream restored|stream purged|newest messages removed|stream deleted|`+
@@ -216,7 +217,10 @@ var eventTypes = [][]string{nil, {"message", "reaction", "user_status"}, {"react
 // setUp draws the world.
 func (w *world) setUp() {
 	w.told.sim, w.told.redelivered = true, map[int64]int{}
-	w.zulip.Account(otherAccount)   // its history begins with it
+	w.zulip.Account(otherAccount) // its history begins with it
+	for _, email := range population {
+		w.zulip.Person(email, email)
+	}
 	for _, name := range channels { // history refuses a narrow that names none
 		w.zulip.Channel(name)
 	}
@@ -318,6 +322,43 @@ func (w *world) setUp() {
 	if w.one(2) {
 		w.drew("two instances")
 		w.instance()
+	}
+	if w.one(3) {
+		w.drew("with the state")
+		w.drawState()
+	}
+}
+
+// drawState lets instances started from now on ask for the state.
+func (w *world) drawState() {
+	w.state = slices.DeleteFunc(poller.Sections(), func(poller.Section) bool { return w.one(8) })
+}
+
+// population is those who are there from the start: whoever is made by a message later
+// comes without an event.
+var population = []string{zulipsim.DefaultSender, "grace@example.com"}
+
+// organized is one thing that happens to people and channels.
+func (w *world) organized() {
+	n := w.rng.IntN(50)
+	switch w.rng.IntN(7) {
+	case 0:
+		w.zulip.Join(fmt.Sprintf("person%d@example.com", n), fmt.Sprintf("Person %d", n))
+	case 1:
+		w.zulip.Account(population[n%2]).Rename(fmt.Sprintf("Renamed %d", n))
+	case 2:
+		w.zulip.Account(population[n%2]).SetActive(n%3 > 0)
+	case 3:
+		w.zulip.CreateChannel(fmt.Sprintf("channel %d", n%10))
+	case 4:
+		w.zulip.CreateChannel(fmt.Sprintf("channel %d", n%10)).Rename(fmt.Sprintf("channel %d", n))
+	case 5:
+		w.zulip.CreateChannel(fmt.Sprintf("channel %d", n%10)).Archive()
+	default:
+		if len(w.lastIDs) > 0 {
+			topic := fmt.Sprintf("topic %d", n) // and no other channel: a narrow goes by that
+			w.zulip.EditMessage(w.lastIDs[w.rng.IntN(len(w.lastIDs))], zulipsim.Edit{Topic: &topic})
+		}
 	}
 }
 
@@ -437,6 +478,14 @@ func (w *world) act() {
 		w.drew("traffic")
 		for range 1 + w.rng.IntN(12) {
 			w.traffic()
+			if w.state != nil && w.one(4) {
+				drawn.count("something about people and channels")
+				w.organized()
+			}
+		}
+		if w.state != nil && w.one(20) && one.bridge != nil {
+			w.drew("a state is asked for")
+			one.bridge.AskState()
 		}
 	case dice < 540:
 		w.drew("start")
@@ -747,6 +796,11 @@ func (w *world) optionsChange() {
 		w.drew("options change: narrow")
 		if w.options.Narrow = [][2]string{{"channel", []string{"general", "random"}[w.rng.IntN(2)]}}; w.one(2) {
 			w.options.Narrow = nil
+		}
+	case 4:
+		w.drew("options change: state")
+		if w.state = nil; w.one(2) {
+			w.drawState()
 		}
 	default:
 		w.drew("options change: all public channels")

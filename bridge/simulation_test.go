@@ -83,6 +83,7 @@ type world struct {
 	lease     *simLease // nil: the instances run without one
 	instances []*instance
 	options   poller.Options
+	state     []poller.Section     // what the instances started from now on ask for
 	configure func(*bridge.Config) // what differs from the usual, for instances started from now on
 
 	mu      sync.Mutex // guards what follows: requests of the bridge ask for it at any time
@@ -268,7 +269,7 @@ func (i *instance) start() {
 	log := w.log.With().Str("instance", name).Logger()
 	client := w.zulip.Client()
 	account := w.zuliprc()
-	p := &poller.Poller{Options: w.options, Log: log, Client: &poller.Client{
+	p := &poller.Poller{Options: w.options, State: w.state, Log: log, Client: &poller.Client{
 		Account:   func() (poller.Account, error) { return w.zuliprc(), nil },
 		Transport: &wire{next: client.Transport, of: i, life: life},
 	}}
@@ -492,6 +493,11 @@ func (c *gated) Erase(ctx context.Context, epoch, seq uint64) error {
 func (c *gated) EraseObject(ctx context.Context, epoch uint64, name string) error {
 	defer c.pass()()
 	return c.Client.EraseObject(ctx, epoch, name)
+}
+
+func (c *gated) Purge(ctx context.Context, subject string, below uint64) error {
+	defer c.pass()()
+	return c.Client.Purge(ctx, subject, below)
 }
 
 func (c *gated) PutObject(ctx context.Context, name string, data []byte) error {

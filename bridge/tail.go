@@ -29,6 +29,7 @@ type Stream interface {
 		f func(*stream.Stored) error) error
 	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
 	Fits(m *stream.Message) bool
+	Purge(ctx context.Context, subject string, below uint64) error
 	PutObject(ctx context.Context, name string, data []byte) error
 	Object(ctx context.Context, name string) ([]byte, error)
 	Erase(ctx context.Context, epoch, seq uint64) error

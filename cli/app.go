@@ -86,7 +86,7 @@ func (a *app) urfave() *urfave.App {
 			&urfave.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "the same as the command version",
 				DisableDefaultText: true}},
 		CommandNotFound: func(c *urfave.Context, name string) { a.wrong = noCommand(c.App, name) },
-		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.status(), a.health(), a.demo(), a.demoBridge(),
+		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.status(), a.state(), a.health(), a.demo(), a.demoBridge(),
 			a.schema(), a.asyncapi(), a.version(), a.completion(), a.man(), a.help()},
 		Action: func(c *urfave.Context) error {
 			if name := c.Args().First(); name != "" {

@@ -69,7 +69,7 @@ func completes(t *testing.T, offer func(words ...string) []string, want map[stri
 	}
 	for line, want := range map[string]string{
 		"he": "health help", "run --zuli": "--zuliprc", "run --realm acme --delete": "--delete-queue",
-		"completion f": "fish", "help st": "status", "run --nats-inbox-prefix x --nats-js-d": "--nats-js-domain",
+		"completion f": "fish", "help statu": "status", "run --nats-inbox-prefix x --nats-js-d": "--nats-js-domain",
 	} {
 		got := offer(strings.Split(line, " ")...)
 		slices.Sort(got)

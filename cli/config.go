@@ -109,6 +109,9 @@ type RealmConfig struct {
 	BackfillMaxAge      time.Duration
 	BackfillMaxMessages int
 
+	// State are the sections of the state of the organization that are stored.
+	State []poller.Section
+
 	// OversizeWait is how long an event that is too large for a message waits for the
 	// object store.
 	OversizeWait time.Duration
@@ -238,6 +241,10 @@ func (c *Config) settings() []*option {
 		opt(catStore, "replicas", "`N` servers that keep a new stream", "1", number(&r.New.Replicas, 1, 5)),
 		opt(catStore, "publish-path", "`HOW` events are published: auto, fast, atomic or sync", "auto",
 			oneOf(&r.Path, stream.PathAuto, stream.PathFast, stream.PathAtomic, stream.PathSync)),
+		opt(catStore, "state",
+			"`SECTIONS` of what there is in the organization, stored with each new queue and once a day for services "+
+				"that start later: "+strings.Join(sectionNames(), ", ")+", or all", "none",
+			sections(&r.State), many),
 		opt(catStore, "oversize-wait",
 			"`TIME` that an event too large for a message waits for an object store that does not take it", "10m",
 			duration(&r.OversizeWait, time.Second, 24*time.Hour)),
@@ -311,27 +318,25 @@ func (c *Config) check() error {
 	case n.Cert != "" && n.Key == "":
 		wrong = append(wrong, usageErrorf("--nats-cert (NATS_CERT) is given without --nats-key (NATS_KEY)"))
 	}
-	q := &c.Realms[0].Queue
-	if len(q.EventTypes) > 0 && !slices.ContainsFunc(q.EventTypes,
-		func(name string) bool { return !slices.Contains(q.ExcludeTypes, name) }) {
+	r := &c.Realms[0]
+	if q := &r.Queue; len(q.EventTypes) > 0 && !slices.ContainsFunc(q.EventTypes, r.stores) {
 		wrong = append(wrong, usageErrorf("--exclude-types (or ZULIP_NATS_EXCLUDE_TYPES) leaves out all that --event-types "+
 			"asks for: leave one of the two out"))
 	}
-	wants := func(name string) bool {
-		return (q.EventTypes == nil || slices.Contains(q.EventTypes, name)) && !slices.Contains(q.ExcludeTypes, name)
-	}
-	if needy := slices.DeleteFunc(slices.Clone(bridge.NeedMessages), func(name string) bool { return !wants(name) }); q.NoDirectMessages &&
-		!wants("message") && len(needy) > 0 {
+	needy := slices.DeleteFunc(slices.Clone(bridge.NeedMessages), func(name string) bool { return !r.stores(name) })
+	if r.Queue.NoDirectMessages && !r.stores("message") && len(needy) > 0 {
 		wrong = append(wrong, usageErrorf("--no-direct-messages (or ZULIP_NATS_NO_DIRECT_MESSAGES) looks up in the messages "+
 			"stored which events of type %s are about direct ones, and none are stored: all of them would be left out; let "+
 			"messages in, or leave these types out with --exclude-types too", strings.Join(needy, ", ")))
 	}
-	if replicas := c.Realms[0].New.Replicas; replicas > 1 && n.URL == "" {
+	if err := r.carriedOn(); err != nil {
+		wrong = append(wrong, err)
+	}
+	if replicas := r.New.Replicas; replicas > 1 && n.URL == "" {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
 	}
-	if r := &c.Realms[0]; r.EraseDeleted && (r.Queue.EventTypes != nil &&
-		!slices.Contains(r.Queue.EventTypes, "delete_message") || slices.Contains(r.Queue.ExcludeTypes, "delete_message")) {
+	if r.EraseDeleted && !r.stores("delete_message") {
 		wrong = append(wrong, usageErrorf("--erase-deleted (or ZULIP_NATS_ERASE_DELETED) needs the events that tell of "+
 			"deletions, delete_message: --event-types has to have them, where it is given, and --exclude-types must not"))
 	}
@@ -394,6 +399,52 @@ func excludeTypes(to *[]string) func(string) error {
 		}
 		return nil
 	}
+}
+
+func sectionNames() (names []string) {
+	for _, s := range poller.Sections() {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// sections takes names of sections of the state, with commas between, or all.
+func sections(to *[]poller.Section) func(string) error {
+	return func(s string) (err error) {
+		var names []string
+		if err := list(&names)(s); err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			return fmt.Errorf("%.60q names no section: write some of %s, or leave the option out", s,
+				strings.Join(sectionNames(), ", "))
+		}
+		if len(names) == 1 && names[0] == "all" {
+			names = sectionNames()
+		}
+		*to, err = poller.SectionsOf(names)
+		return err
+	}
+}
+
+// stores says whether events of a type are stored.
+func (r *RealmConfig) stores(name string) bool {
+	return (r.Queue.EventTypes == nil || slices.Contains(r.Queue.EventTypes, name)) &&
+		!slices.Contains(r.Queue.ExcludeTypes, name)
+}
+
+// carriedOn says which types of events are missing that change what --state asks for.
+func (r *RealmConfig) carriedOn() error {
+	for _, s := range r.State {
+		for _, t := range s.EventTypes {
+			if !r.stores(t) {
+				return usageErrorf("--state (or ZULIP_NATS_STATE): %s changes by events of type %s, which --event-types or "+
+					"--exclude-types leaves out, so nothing would carry that state on: let them come, or leave %s out here",
+					s.Name, t, s.Name)
+			}
+		}
+	}
+	return nil
 }
 
 func realmName(to *string) func(string) error {

@@ -69,13 +69,17 @@ func TestEveryOption(t *testing.T) {
 		"--state-dir", "/var/lib/z",
 		"--stream", "OPS", "--max-age", "30d", "--max-bytes", "10G", "--replicas", "3", "--publish-path", "atomic",
 		"--no-lease", "--lease-ttl", "15s", "--start-from", "2026-01-31",
-		"--oversize-wait", "2m", "--moved-from", "https://old.example.org", "--backfill-max-age", "36h",
+		"--state", "groups,emoji", "--oversize-wait", "2m", "--moved-from", "https://old.example.org", "--backfill-max-age", "36h",
 		"--backfill-max-messages", "5000", "--http", "127.0.0.1:8080", "--pprof", "--log-level", "debug", "--log-format", "json",
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	insecure := true
+	state, err := poller.SectionsOf([]string{"groups", "emoji"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := Config{
 		Realms: []RealmConfig{{
 			Account: poller.Source{File: "/etc/zuliprc", Insecure: &insecure},
@@ -87,6 +91,7 @@ func TestEveryOption(t *testing.T) {
 				AllPublicStreams: true, ApplyMarkdown: true, SlimPresence: true, Life: 168 * time.Hour,
 			},
 			BackfillMaxAge: 36 * time.Hour, BackfillMaxMessages: 5000,
+			State:        state,
 			OversizeWait: 2 * time.Minute, MovedFrom: "https://old.example.org",
 			StartFrom: bridge.StartFrom{Time: time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC)},
 		}},

@@ -108,8 +108,11 @@ func (a *app) follow(ctx context.Context, c *Config, log zerolog.Logger) error {
 		defer a.shows(ctx, conn, c, g)()
 	}
 	writer := writerName()
-	defer service.Start(conn, service.Config{Instance: writer, Version: readBuild().version, Realms: watch.statuses,
-		Log: log})()
+	found := service.Config{Instance: writer, Version: readBuild().version, Realms: watch.statuses, Log: log}
+	if len(r.State) > 0 {
+		found.AskState = watch.askState
+	}
+	defer service.Start(conn, found)()
 	b := buildBridge(conn, c, r, g, writer)
 	watch.bridge.Store(b)
 	hours, end := context.WithCancel(ctx)

@@ -30,6 +30,12 @@ func (w *watched) statuses() []bridge.Status {
 	return []bridge.Status{{Realm: w.realm.String(), State: bridge.Starting, Since: w.began, LastEventID: -1}}
 }
 
+// askState asks the bridge for a new state, and says whether one will come.
+func (w *watched) askState(realm string) bool {
+	b := w.bridge.Load()
+	return b != nil && realm == w.realm.String() && b.AskState()
+}
+
 // serve serves --http, if it is given, with --pprof if that is. stop may be called in any case.
 func (w *watched) serve(address string, profiles bool, log zerolog.Logger) (stop func(), err error) {
 	if address == "" {

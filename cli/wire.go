@@ -41,6 +41,7 @@ func newGreeting(r *RealmConfig, load func() (poller.Account, error), log zerolo
 	zulip := &poller.Poller{
 		Client:  &poller.Client{Account: load, UserAgent: userAgent(readBuild().version)},
 		Options: r.Queue,
+		State:   r.State,
 		Log:     log,
 	}
 	return &greeting{realm: realm, account: account, queue: r.Queue, poller: zulip, log: log}, nil

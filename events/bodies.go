@@ -15,8 +15,8 @@ var ErrStub = errors.New("the event was too large for a message: its bytes are i
 // Body parses the bytes as what they are: *[Message], *[UpdateMessage], *[DeleteMessage],
 // *[Reaction], *[Subscription], *[Stream], *[RealmUser], *[UserGroup], *[Typing],
 // *[Presence]; of records *[Queue], *[GapOpened], *[GapClosed], *[Rejected], *[Skipped],
-// *[Excluded].
-// It is nil, without an error, for all other types: unmarshal Raw as
+// *[Erased], *[Excluded], *[StateBegin], *[StatePiece], *[StateEnd]. It is nil, without an
+// error, for all other types: unmarshal Raw as
 // https://zulip.com/api/get-events describes it.
 //
 // The types have the fields that services ask for most, by the names that Zulip has for
@@ -78,6 +78,12 @@ func (e *Event) Body() (any, error) {
 		to = new(Skipped)
 	case RecordExcluded:
 		to = new(Excluded)
+	case RecordStateBegin:
+		to = new(StateBegin)
+	case RecordState:
+		to = new(StatePiece)
+	case RecordStateEnd:
+		to = new(StateEnd)
 	default:
 		return nil, nil
 	}

@@ -45,8 +45,9 @@ type Event struct {
 	Header  nats.Header
 
 	// Seq is its sequence in the stream and Stored when it was stored. Missing is how many
-	// messages the stream no longer holds between the one before and this one. A [Reader]
-	// sets the three; they are zero after [Decode].
+	// messages the stream no longer holds between the one before and this one; pieces of an
+	// older state, which the bridge purges, do not count. A [Reader] sets the three; they
+	// are zero after [Decode].
 	Seq     uint64
 	Stored  time.Time
 	Missing uint64

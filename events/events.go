@@ -11,7 +11,8 @@
 //	zulip.<realm>.message         a message read back from Zulip's history after a gap, in the shape
 //	                              of an event. HeaderOrigin is OriginBackfill; there is no event id.
 //	zulip.<realm>.bridge.<kind>   a record of the bridge's own: HeaderRecord says which, the body is
-//	                              one of the types in records.go.
+//	                              one of the types in records.go. Those on
+//	                              zulip.<realm>.bridge.state.<section> are pieces of the state.
 //
 // An event that is larger than a message may be is a stub: it has no body, and
 // HeaderObject says where in the object store it is.
@@ -73,6 +74,13 @@ const (
 	// or NextRefill.
 	HeaderPosition = "Bridge-Position"
 	HeaderNext     = "Bridge-Next"
+
+	// On pieces of the state: HeaderStateSection is the section, HeaderStatePiece the number
+	// of the piece and of how many ("3/17"). On these and the marks around them,
+	// HeaderStateEvent is the last event of the queue that is in the state.
+	HeaderStateSection = "Bridge-State-Section"
+	HeaderStatePiece   = "Bridge-State-Piece"
+	HeaderStateEvent   = "Bridge-State-Event-Id"
 )
 
 // Headers that come besides with --cloudevents: the attributes of a CloudEvent in the

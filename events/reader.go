@@ -131,6 +131,7 @@ func (r *Reader) All(ctx context.Context) iter.Seq2[*Event, error] {
 		// An ordered consumer that is being made anew listens to nothing else.
 		defer context.AfterFunc(ctx, messages.Stop)()
 		before := r.Done // the sequence of the message before; 0: none is known
+		within := false  // the message before begins a state, or is a piece of one
 		for {
 			m, err := messages.Next(jetstream.NextContext(ctx))
 			switch {
@@ -155,9 +156,11 @@ func (r *Reader) All(ctx context.Context) iter.Seq2[*Event, error] {
 						e = &Event{ID: -1, Prev: -1, Subject: m.Subject(), Header: m.Headers(), Raw: m.Data()}
 					}
 					e.Seq, e.Stored = seq, place.Timestamp
-					if whole && before > 0 {
+					// Pieces of an older state are purged once there is a newer one.
+					if whole && before > 0 && !within && e.Record != RecordStateEnd {
 						e.Missing = seq - before - 1
 					}
+					within = e.Record == RecordStateBegin || e.Record == RecordState
 					if err == nil && r.JetStream != nil {
 						err = Resolve(ctx, r.JetStream, e)
 					}

@@ -14,6 +14,10 @@ const (
 	RecordSkipped   = "skipped"    // [Skipped]
 	RecordErased    = "erased"     // [Erased]
 	RecordExcluded  = "excluded"   // [Excluded]
+
+	RecordStateBegin = "state-begin" // [StateBegin]
+	RecordState      = "state"       // [StatePiece]
+	RecordStateEnd   = "state-end"   // [StateEnd]
 )
 
 // Why a queue is recorded.
@@ -22,6 +26,7 @@ const (
 	WhyLost        = "lost"            // the queue before was lost
 	WhyOptions     = "options changed" // the register options differ from those of the queue before
 	WhyChangedOver = "changed over"    // the idle clock of the queue before could not be renewed
+	WhyState       = "state"           // the state is to be written anew, and comes with a new queue only
 	WhyKept        = "kept"            // the same queue again, so that its record does not age out
 )
 
@@ -295,4 +300,46 @@ type Erased struct {
 type ErasedEvents struct {
 	QueueID string  `json:"queue_id"`
 	IDs     []int64 `json:"event_ids"`
+}
+
+// StateBegin is the body of the record that begins a state: what there is in the
+// organization when a queue is made, as Zulip tells it with the queue. Pieces follow, and
+// then [StateEnd]; where that is not there, the state was not written to its end.
+type StateBegin struct {
+	Record   string    `json:"record"`
+	QueueID  string    `json:"queue_id"`
+	EventID  int64     `json:"event_id"`
+	Sections []string  `json:"sections"`
+	Time     time.Time `json:"time"`
+}
+
+// StatePiece is the body of a record on zulip.<realm>.bridge.state.<section>: some
+// elements of one member of what Zulip told, as Zulip sent them.
+type StatePiece struct {
+	Record  string `json:"record"`
+	QueueID string `json:"queue_id"`
+	// EventID as in [StateEnd].
+	EventID int64  `json:"event_id"`
+	Section string `json:"section"`
+	Member  string `json:"member"` // realm_users, streams, ...: Zulip's name for it
+	Piece   int    `json:"piece"`  // counted from 1 in each section
+	Of      int    `json:"of"`
+	// Elements is a list, or an object where the member is one (realm_emoji).
+	Elements json.RawMessage `json:"elements"`
+}
+
+// StateEnd is the body of the record that ends a state. The newest of these says where the
+// newest whole state is.
+type StateEnd struct {
+	Record  string `json:"record"`
+	QueueID string `json:"queue_id"`
+	// EventID is the last event of that queue that is in the state already, -1 if none is.
+	// The stream has these events behind the state, since each event is there: who applies
+	// them to the state passes over those up to this one.
+	EventID int64 `json:"event_id"`
+	// BeginSeq is the sequence of the record that begins it.
+	BeginSeq uint64 `json:"begin_seq"`
+	// Pieces says how many pieces each section has; none where Zulip does not know it.
+	Pieces map[string]int `json:"pieces"`
+	Time   time.Time      `json:"time"` // when Zulip was asked
 }

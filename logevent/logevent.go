@@ -77,6 +77,9 @@ const (
 	OptionsDiffer    Name = "options_differ"     // another instance has other options
 	PollRefused      Name = "poll_refused"       // Zulip refuses a poll: the queue may be lost
 	PollTaken        Name = "poll_taken"         // it is not
+	StateWritten     Name = "state_written"      // a whole state is in the stream
+	StateMissing     Name = "state_missing"      // a state that was asked for is not
+	StateNotPurged   Name = "state_not_purged"   // those before it stay
 )
 
 // Gaps, and what is read back from history.

@@ -65,7 +65,7 @@ type State struct {
 // SectionState is what register said of one section.
 type SectionState struct {
 	Name    string
-	Members []StateMember
+	Members []StateMember // none if the server does not know the section
 }
 
 // StateMember is one member of the answer, taken apart. The values are the bytes that Zulip
@@ -77,8 +77,8 @@ type StateMember struct {
 	Elements []json.RawMessage
 }
 
-// stateOf takes the sections out of an answer. A member that the server does not send is
-// left out.
+// stateOf takes the sections out of an answer. A member that the server does not send, an
+// old one say, is left out.
 func stateOf(members map[string]json.RawMessage, last int64, wanted []Section) (*State, error) {
 	st := &State{Last: last}
 	for _, s := range wanted {
@@ -94,9 +94,7 @@ func stateOf(members map[string]json.RawMessage, last int64, wanted []Section) (
 			}
 			section.Members = append(section.Members, m)
 		}
-		if len(section.Members) > 0 {
-			st.Sections = append(st.Sections, section)
-		}
+		st.Sections = append(st.Sections, section)
 	}
 	return st, nil
 }

@@ -147,7 +147,8 @@ func TestStateThatCannotBe(t *testing.T) {
 		}
 	}
 	r := &registered{QueueID: &id, Last: &zero, members: map[string]json.RawMessage{"realm_users": []byte("null")}}
-	if got, err := DefaultOptions().registration(r, wanted); err != nil || len(got.State.Sections) != 0 {
+	if got, err := DefaultOptions().registration(r, wanted); err != nil || len(got.State.Sections) != 2 ||
+		len(got.State.Sections[0].Members) != 0 {
 		t.Errorf("without the members: %+v, %v", got, err)
 	}
 }

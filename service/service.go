@@ -4,9 +4,11 @@
 // Each process that follows a realm registers itself as an instance of the NATS micro
 // service zulip-nats (nats.go, micro; the protocol is that of ADR-32 of
 // nats-io/nats-architecture-and-design). So `nats micro ls` lists it, and it answers PING,
-// INFO and STATS on $SRV. It has one endpoint, [Subject]: each instance answers there with
+// INFO and STATS on $SRV. It has the endpoint [Subject]: each instance answers there with
 // an [Answer], which is the JSON of /status and the instance's name. There is no queue
-// group: whoever asks hears of all. [Ask] asks, and collects for a while.
+// group: whoever asks hears of all. [Ask] asks, and collects for a while. Instances that
+// store the state of their organization have another one, [StateSubject], where [AskState]
+// asks for a new one.
 //
 // What this tells is who answers. An instance that is cut off, paused or gone is not
 // there, and nobody can tell it from one that never was.
@@ -21,6 +23,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +46,9 @@ const (
 	// Subject is where all instances answer how they are. It is below none of the
 	// subjects of a realm, which streams store.
 	Subject = "zulip-nats.status"
+	// StateSubject is where instances that store the state of their organization are asked
+	// for a new one.
+	StateSubject = "zulip-nats.state"
 )
 
 // mostText is how long the text of a reason stays, in bytes, where an answer is too large.
@@ -58,7 +64,29 @@ type Config struct {
 	// Realms gives the status of each realm. It is called for each question, from any
 	// goroutine.
 	Realms func() []bridge.Status
-	Log    zerolog.Logger
+	// AskState asks a realm for a new state, and says whether one will come. It is called
+	// from any goroutine. Nil: this instance stores none, and is not asked.
+	AskState func(realm string) bool
+	Log      zerolog.Logger
+}
+
+// StateQuestion asks for a new state.
+type StateQuestion struct {
+	Realms []string `json:"realms"` // empty: all
+}
+
+// StateAnswer is what an instance says to that.
+type StateAnswer struct {
+	Instance string   `json:"instance"`
+	Asked    []string `json:"asked"` // realms of which a new state will come
+}
+
+// subjects are those of the endpoints.
+func (c *Config) subjects() []string {
+	if c.AskState == nil {
+		return []string{Subject}
+	}
+	return []string{Subject, StateSubject}
 }
 
 // Answer is what an instance says of itself.
@@ -76,7 +104,8 @@ func Start(conn *stream.Conn, cfg Config) (stop func()) {
 	}
 	// Both are said by the server after the fact, and again after each reconnect.
 	deaf, noMoreDeaf := conn.Refused(func(action, subject string) bool {
-		return action == "subscribe" && (subject == Subject || strings.HasPrefix(subject, micro.APIPrefix+"."))
+		return action == "subscribe" && (subject == Subject || subject == StateSubject ||
+			strings.HasPrefix(subject, micro.APIPrefix+"."))
 	})
 	dumb, noMoreDumb := conn.Refused(func(action, subject string) bool {
 		return action == "publish" && mayAnswer(subject)
@@ -89,7 +118,7 @@ func Start(conn *stream.Conn, cfg Config) (stop func()) {
 			select {
 			case subject := <-deaf:
 				unseen("NATS refuses to subscribe to "+subject, "give our user the right to subscribe to "+
-					micro.APIPrefix+".> and "+Subject)
+					micro.APIPrefix+".> and "+strings.Join(cfg.subjects(), " and "))
 				deaf = nil
 			case subject := <-dumb:
 				unseen("NATS refuses to answer on "+subject, "give our user allow_responses")
@@ -129,7 +158,8 @@ type instance struct {
 	subs     []*nats.Subscription
 
 	mu    sync.Mutex
-	stats micro.EndpointStats
+	stats micro.EndpointStats // of the status
+	asked micro.EndpointStats // of the state
 }
 
 func register(nc *nats.Conn, cfg *Config) (*instance, error) {
@@ -140,20 +170,30 @@ func register(nc *nats.Conn, cfg *Config) (*instance, error) {
 	i := &instance{Config: cfg, nc: nc, started: time.Now().UTC(), limit: rate.NewLimiter(mostAnswers, mostAnswers),
 		identity: micro.ServiceIdentity{Name: Name, ID: nuid.Next(), Version: semantic(cfg.Version),
 			Metadata: map[string]string{"instance": cfg.Instance, "realms": strings.Join(realms, ",")}},
-		stats: micro.EndpointStats{Name: "status", Subject: Subject}}
+		stats: micro.EndpointStats{Name: "status", Subject: Subject},
+		asked: micro.EndpointStats{Name: "state", Subject: StateSubject}}
+	var endpoints []micro.EndpointInfo
+	for _, subject := range cfg.subjects() {
+		endpoints = append(endpoints, micro.EndpointInfo{Name: strings.TrimPrefix(subject, Name+"."), Subject: subject})
+	}
 	for verb, answer := range map[micro.Verb]func() any{
 		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: i.identity, Type: micro.PingResponseType} },
 		micro.InfoVerb: func() any {
 			return micro.Info{ServiceIdentity: i.identity, Type: micro.InfoResponseType,
 				Description: "puts every event of a Zulip account on JetStream",
-				Endpoints:   []micro.EndpointInfo{{Name: "status", Subject: Subject}}}
+				Endpoints:   endpoints}
 		},
 		micro.StatsVerb: func() any {
 			i.mu.Lock()
 			defer i.mu.Unlock()
 			stats := i.stats
+			all := []*micro.EndpointStats{&stats}
+			if i.AskState != nil {
+				asked := i.asked
+				all = append(all, &asked)
+			}
 			return micro.Stats{ServiceIdentity: i.identity, Type: micro.StatsResponseType, Started: i.started,
-				Endpoints: []*micro.EndpointStats{&stats}}
+				Endpoints: all}
 		},
 	} {
 		for _, to := range [][2]string{{}, {Name}, {Name, i.identity.ID}} {
@@ -161,21 +201,44 @@ func register(nc *nats.Conn, cfg *Config) (*instance, error) {
 			if err != nil {
 				return i, err
 			}
-			if err := i.answers(subject, func() *nats.Msg { return &nats.Msg{Data: encoded(answer())} }); err != nil {
+			if err := i.answers(subject, func([]byte) *nats.Msg { return &nats.Msg{Data: encoded(answer())} }); err != nil {
 				return i, err
 			}
 		}
 	}
-	return i, i.answers(Subject, i.status)
+	if i.AskState != nil {
+		if err := i.answers(StateSubject, i.state); err != nil {
+			return i, err
+		}
+	}
+	return i, i.answers(Subject, func([]byte) *nats.Msg { return i.status() })
+}
+
+// state asks for a new state where this instance leads, and says of which realms.
+func (i *instance) state(question []byte) *nats.Msg {
+	i.mu.Lock()
+	i.asked.NumRequests++
+	i.mu.Unlock()
+	var q StateQuestion
+	a := StateAnswer{Instance: i.Instance, Asked: []string{}}
+	if len(question) > 0 && json.Unmarshal(question, &q) != nil {
+		return &nats.Msg{Data: encoded(a)} // nobody's question
+	}
+	for _, s := range i.Realms() {
+		if s.Leads && (len(q.Realms) == 0 || slices.Contains(q.Realms, s.Realm)) && i.AskState(s.Realm) {
+			a.Asked = append(a.Asked, s.Realm)
+		}
+	}
+	return &nats.Msg{Data: encoded(a)}
 }
 
 // answers subscribes to questions.
-func (i *instance) answers(subject string, answer func() *nats.Msg) error {
+func (i *instance) answers(subject string, answer func(question []byte) *nats.Msg) error {
 	sub, err := i.nc.Subscribe(subject, func(m *nats.Msg) {
 		if !mayAnswer(m.Reply) || !i.limit.Allow() {
 			return
 		}
-		a := answer()
+		a := answer(m.Data)
 		a.Subject = m.Reply
 		_ = i.nc.PublishMsg(a) // whoever asked may be gone, and so may the connection
 	})

@@ -410,3 +410,77 @@ func TestAnotherAccount(t *testing.T) {
 	asks, _ := dial(t, stream.ConnectConfig{URL: p.URL, User: "asks", Password: "p"})
 	asked(t, asks, "one", "two")
 }
+
+// Who leads and stores a state is asked for a new one, of the realms that are named; who
+// does neither has no such endpoint, or says nothing.
+func TestAskState(t *testing.T) {
+	s := natstest.Start(t)
+	asks, _ := dial(t, stream.ConnectConfig{URL: s.URL})
+	if answers, err := service.AskState(t.Context(), asks, patience, nil); err != nil || len(answers) != 0 {
+		t.Errorf("nobody is there: %v, %v", answers, err)
+	}
+	plain, log := dial(t, stream.ConnectConfig{URL: s.URL})
+	defer start(plain, log, "plain", "1.2.3", realm("acme"))()
+	must(t, plain.Flush())
+	if answers, err := service.AskState(t.Context(), asks, patience, nil); err != nil || len(answers) != 0 {
+		t.Errorf("nobody stores a state: %v, %v", answers, err)
+	}
+
+	wanted := make(chan string, 100)
+	one := func(name string, leads bool, realms ...string) {
+		t.Helper()
+		var all []bridge.Status
+		for _, r := range realms {
+			status := realm(r)
+			status.Leads = leads
+			all = append(all, status)
+		}
+		conn, log := dial(t, stream.ConnectConfig{URL: s.URL})
+		t.Cleanup(service.Start(conn, service.Config{Instance: name, Version: "1.2.3",
+			Realms:   func() []bridge.Status { return all },
+			AskState: func(realm string) bool { wanted <- name + " " + realm; return realm != "none" },
+			Log:      zerolog.New(log)}))
+		must(t, conn.Flush())
+	}
+	one("leads", true, "acme", "other", "none")
+	one("stands by", false, "acme", "other")
+	for _, realms := range [][]string{{"acme"}, {"acme", "other"}} {
+		answers, err := service.AskState(t.Context(), asks, patience, realms)
+		if err != nil || fmt.Sprint(answers) != fmt.Sprint([]service.StateAnswer{{Instance: "leads", Asked: realms}}) {
+			t.Errorf("%v: %v, %v", realms, answers, err)
+		}
+		for _, r := range realms {
+			if w := <-wanted; w != "leads "+r {
+				t.Errorf("asked is %s", w)
+			}
+		}
+	}
+	nc := s.Conn()
+	// All of them, and what is no question.
+	for _, a := range gathered[service.StateAnswer](t, nc, service.StateSubject, 2) {
+		if want := map[string]int{"leads": 2, "stands by": 0}[a.Instance]; len(a.Asked) != want {
+			t.Errorf("%+v", a)
+		}
+	}
+	for range 3 {
+		<-wanted
+	}
+	reply, err := nc.SubscribeSync(nc.NewInbox())
+	must(t, err)
+	must(t, nc.PublishRequest(service.StateSubject, reply.Subject, []byte("{")))
+	must(t, nc.PublishRequest(service.StateSubject, "zulip.acme.message", nil)) // no inbox
+	m, err := reply.NextMsg(patience)
+	if must(t, err); !strings.Contains(string(m.Data), `"asked":[]`) || len(wanted) != 0 {
+		t.Errorf("%s, %d are asked", m.Data, len(wanted))
+	}
+	for _, i := range gathered[micro.Info](t, nc, "$SRV.INFO.zulip-nats", 3) {
+		if want := map[string]int{"plain": 1, "leads": 2, "stands by": 2}[i.Metadata["instance"]]; len(i.Endpoints) != want {
+			t.Errorf("%+v", i)
+		}
+	}
+	for _, i := range gathered[micro.Stats](t, nc, "$SRV.STATS.zulip-nats", 3) {
+		if n := len(i.Endpoints); i.Metadata["instance"] == "plain" && n != 1 || n == 2 && i.Endpoints[1].NumRequests == 0 {
+			t.Errorf("%+v", i)
+		}
+	}
+}

@@ -141,13 +141,15 @@ func (p *Pretty) across(style, text string) error {
 }
 
 // nothing says whether an event tells of nothing that happened: Zulip rendered a message
-// anew, or the bridge wrote its queue's record again.
+// anew, or the bridge wrote its queue's record again, or a part of the state.
 func nothing(body any) bool {
 	switch b := body.(type) {
 	case *events.UpdateMessage:
 		return b.UserID == nil || b.RenderingOnly || !b.Edited() && !b.Moved()
 	case *events.Queue:
 		return b.Why == events.WhyKept
+	case *events.StateBegin, *events.StatePiece:
+		return true // the record that ends it tells of it
 	}
 	return false
 }
@@ -247,6 +249,13 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 			return dim("the record of the queue was written again: %s", b.QueueID)
 		}
 		return dim("a queue is followed (%s): %s", b.Why, b.QueueID)
+	case *events.StateBegin:
+		return dim("the state is written (%s), as of event %d of queue %s", strings.Join(b.Sections, ", "), b.EventID,
+			b.QueueID)
+	case *events.StatePiece:
+		return dim("piece %d of %d of the state: %s", b.Piece, b.Of, b.Section)
+	case *events.StateEnd:
+		return dim("the state is whole, from #%d on", b.BeginSeq)
 	case *events.Skipped:
 		return dim("message %d is in the stream already", b.MessageID)
 	case *events.Erased:

@@ -40,6 +40,7 @@ type source struct {
 	realm   string       // whose messages they are
 	created time.Time    // when the stream was
 	anew    func() error // tells that it was deleted and made anew
+	within  bool         // the message before begins a state, or is a piece: others may have been purged
 }
 
 // place is where reading begins: at a sequence, or at a time if there is one.
@@ -209,9 +210,10 @@ func (s *source) drain(ctx context.Context, c jetstream.Consumer, from *place, b
 		e, err := events.Decode(m.Subject(), m.Headers(), m.Data())
 		if err == nil && e.Realm == s.realm {
 			e.Seq, e.Stored = seq, at.Timestamp
-			if len(s.filters) == 0 && *before > 0 {
+			if len(s.filters) == 0 && *before > 0 && !s.within && e.Record != events.RecordStateEnd {
 				e.Missing = seq - *before - 1
 			}
+			s.within = e.Record == events.RecordStateBegin || e.Record == events.RecordState
 			if err := each(e); err != nil {
 				return err
 			}

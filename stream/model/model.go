@@ -67,7 +67,7 @@ type Stream struct {
 	aged     []entry
 	removed  []entry // by somebody's hand
 	erased   []entry // by a client
-	purged   []stream.Stored
+	purged   []entry // by clients
 	tails    []time.Time
 	requests map[string]int
 	objects  map[string][]byte
@@ -330,7 +330,7 @@ func (c *Client) Purge(ctx context.Context, subject string, below uint64) error 
 		s.msgs = slices.DeleteFunc(slices.Clone(s.msgs), func(e entry) bool {
 			gone := e.Seq < below && matches(subject, e.Subject)
 			if gone {
-				s.purged = append(s.purged, e.Stored)
+				s.purged = append(s.purged, e)
 			}
 			return gone
 		})
@@ -339,7 +339,11 @@ func (c *Client) Purge(ctx context.Context, subject string, below uint64) error 
 
 // Purged is what clients purged.
 func (s *Stream) Purged() (msgs []stream.Stored) {
-	s.with(func() { msgs = slices.Clone(s.purged) })
+	s.with(func() {
+		for _, e := range s.purged {
+			msgs = append(msgs, e.Stored)
+		}
+	})
 	return msgs
 }
 
@@ -897,7 +901,7 @@ func (s *Stream) Fates() (fates []Fate) {
 		for _, e := range s.erased {
 			fates[e.n] = Erased
 		}
-		for _, e := range s.aged {
+		for _, e := range slices.Concat(s.aged, s.purged) {
 			fates[e.n] = Taken
 		}
 		for _, e := range s.msgs {
@@ -921,7 +925,7 @@ func (s *Stream) Objects() (objects map[string][]byte) {
 }
 
 // Requests counts the requests of a kind that clients have made: last, at, last on, next,
-// scan, info, append, put object, object, erase, erase object, ask.
+// scan, info, append, purge, put object, object, erase, erase object, ask.
 func (s *Stream) Requests(op string) (n int) {
 	s.with(func() { n = s.requests[op] })
 	return n
