@@ -660,6 +660,10 @@ func TestEraseInAnotherStream(t *testing.T) {
 		w.erases()
 		w.jet.Single = true // else the newest messages are read in any case
 		one.follows(30)
+		for range 200 { // the next stream is shorter
+			w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 1, "status_text": "busy"})
+		}
+		time.Sleep(time.Second)
 		w.zulip.DeleteMessages(w.lastIDs[3])
 		time.Sleep(time.Second)
 		w.jet.Delete()
