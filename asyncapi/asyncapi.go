@@ -78,6 +78,8 @@ var recordKinds = []struct {
 	{subjects.Skipped, "A message event whose message the stream holds already.", []string{events.RecordSkipped}},
 	{subjects.Erased, "What of deleted messages is erased.", []string{events.RecordErased}},
 	{subjects.Excluded, "Events that were left out, as asked for.", []string{events.RecordExcluded}},
+	{subjects.StateBegin, "A state of the organization begins, where --state asks for it.", []string{events.RecordStateBegin}},
+	{subjects.StateEnd, "It is whole.", []string{events.RecordStateEnd}},
 }
 
 // recordHeaders are those that a record has besides what all have.
@@ -86,6 +88,11 @@ var recordHeaders = map[string][]string{
 	events.RecordGapClosed: {events.HeaderQueueID},
 	events.RecordSkipped:   {events.HeaderQueueID, events.HeaderEventID, events.HeaderMessageID},
 	events.RecordExcluded:  {events.HeaderQueueID, events.HeaderEventID},
+
+	events.RecordStateBegin: {events.HeaderQueueID, events.HeaderStateEvent},
+	events.RecordState: {events.HeaderQueueID, events.HeaderStateEvent, events.HeaderStateSection,
+		events.HeaderStatePiece},
+	events.RecordStateEnd: {events.HeaderQueueID, events.HeaderStateEvent},
 }
 
 // Document is the description, as JSON. The error says which setting cannot be described.
@@ -111,8 +118,11 @@ func Document(c Config) ([]byte, error) {
 	}
 	d.stub()
 	for _, r := range recordKinds {
-		d.record(r.kind, r.about, r.records)
+		d.record(place{channel: "bridge." + r.kind, address: c.Realm.Record(r.kind), about: r.about}, nil, r.records...)
 	}
+	d.record(place{channel: "bridge.state", address: strings.TrimSuffix(c.Realm.States(), "*") + "{section}",
+		about: "A piece of that state."},
+		object{"section": object{"description": "The section: users, channels, ..."}}, events.RecordState)
 	doc := object{
 		"asyncapi": Version,
 		"id":       "urn:zulip-nats:" + c.Realm.String(),
@@ -263,7 +273,7 @@ func (d *document) others() {
 }
 
 // record puts the records of one subject in the document.
-func (d *document) record(kind, about string, records []string) {
+func (d *document) record(p place, parameters object, records ...string) {
 	var messages []string
 	for _, name := range records {
 		s, ok := schema.Of(name)
@@ -275,5 +285,5 @@ func (d *document) record(kind, about string, records []string) {
 			ref("components", "schemas", title))
 		messages = append(messages, title)
 	}
-	d.channel(place{channel: "bridge." + kind, address: d.Realm.Record(kind), about: about}, nil, messages...)
+	d.channel(p, parameters, messages...)
 }

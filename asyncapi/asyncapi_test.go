@@ -184,8 +184,10 @@ func TestSubjects(t *testing.T) {
 	for name, want := range map[string][]string{
 		"few types": {"zulip.A_b.brand_new", "zulip.A_b.bridge.erased", "zulip.A_b.bridge.excluded", "zulip.A_b.bridge.gap",
 			"zulip.A_b.bridge.queue", "zulip.A_b.bridge.rejected",
-			"zulip.A_b.bridge.skipped", "zulip.A_b.heartbeat", "zulip.A_b.message"},
+			"zulip.A_b.bridge.skipped", "zulip.A_b.bridge.state-begin",
+			"zulip.A_b.bridge.state-end", "zulip.A_b.bridge.state.{section}", "zulip.A_b.heartbeat", "zulip.A_b.message"},
 		"plain": {"zulip.acme.bridge.erased", "zulip.acme.bridge.excluded", "zulip.acme.bridge.gap", "zulip.acme.bridge.queue", "zulip.acme.bridge.rejected", "zulip.acme.bridge.skipped",
+			"zulip.acme.bridge.state-begin", "zulip.acme.bridge.state-end", "zulip.acme.bridge.state.{section}",
 			"zulip.acme.{type}"},
 	} {
 		doc := document(t, configs(t)[name])

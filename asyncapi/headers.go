@@ -62,12 +62,18 @@ var headers = []header{
 	{name: events.HeaderWriter, pattern: visible, on: []kind{live, backfill, stub, record}, about: "The instance that stored it."},
 	{name: events.HeaderRecord, on: []kind{record}, about: "Which record it is. Zulip's own events have none.",
 		words: []string{events.RecordQueue, events.RecordGapOpened, events.RecordGapClosed, events.RecordRejected,
-			events.RecordSkipped, events.RecordErased, events.RecordExcluded}},
+			events.RecordSkipped, events.RecordErased, events.RecordExcluded, events.RecordStateBegin, events.RecordState,
+			events.RecordStateEnd}},
 	{name: events.HeaderRecordID, pattern: visible, on: []kind{record}, about: "Different for every record."},
 	{name: events.HeaderPosition, pattern: position, on: []kind{backfill, record}, maybe: []kind{stub},
 		about: "The bridge's own: the event id that the queue is polled from next."},
 	{name: events.HeaderNext, words: []string{events.NextPoll, events.NextRefill}, maybe: []kind{record},
 		about: "The bridge's own, on the record of a queue: what follows."},
+	{name: events.HeaderStateSection, pattern: visible, maybe: []kind{record}, about: "On a piece of the state: its section."},
+	{name: events.HeaderStatePiece, pattern: `^[0-9]+/[0-9]+$`, maybe: []kind{record},
+		about: "On a piece of the state: its number, and of how many in its section."},
+	{name: events.HeaderStateEvent, pattern: position, maybe: []kind{record},
+		about: "On a piece of the state and the marks around it: the last event of the queue that is in it; -1: none is."},
 }
 
 // encoded is what the CloudEvents binding leaves of a value.

@@ -21,6 +21,10 @@ var records = map[string]any{
 	events.RecordSkipped:   new(events.Skipped),
 	events.RecordErased:    new(events.Erased),
 	events.RecordExcluded:  new(events.Excluded),
+
+	events.RecordStateBegin: new(events.StateBegin),
+	events.RecordState:      new(events.StatePiece),
+	events.RecordStateEnd:   new(events.StateEnd),
 }
 
 // fill gives each field of v a value that is not zero, or the least that it may have.
@@ -51,6 +55,8 @@ func fill(v reflect.Value, full bool) {
 			v.Set(reflect.Append(v, reflect.New(v.Type().Elem()).Elem()))
 			fill(v.Index(0), full)
 		}
+	case reflect.Map: // of names that are no fields
+		v.Set(reflect.MakeMap(v.Type()))
 	case reflect.Array:
 		for i := range v.Len() {
 			fill(v.Index(i), full)
