@@ -50,13 +50,6 @@ func (x *erasable) find(ids map[int64]bool) (seqs []uint64) {
 	return slices.Compact(seqs)
 }
 
-// known takes those sequences out at which there is an entry.
-func (x *erasable) known(seqs map[uint64]bool) {
-	for _, seq := range x.seqs {
-		delete(seqs, seq)
-	}
-}
-
 // forget drops what is before a sequence.
 func (x *erasable) forget(before uint64) {
 	n := 0

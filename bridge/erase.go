@@ -401,23 +401,36 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 		}
 		to := min(from+eraseSlice-1, newest.Seq)
 		had := len(x.ids)
-		for _, subject := range on {
-			headersOnly := subject == b.messageSubject
-			if err := b.stream.Scan(ctx, subject, stream.Start{Seq: from}, to, headersOnly, f); err != nil {
-				x.ids, x.seqs = x.ids[:had], x.seqs[:had] // they come again
-				return false, err
-			}
+		err := b.indexSlice(ctx, on, from, to, newest, f)
+		if err != nil {
+			x.ids, x.seqs = x.ids[:had], x.seqs[:had] // they come again
+			return false, err
 		}
 		if x.upTo = to; x.seen < from {
 			x.seen, x.seenAt = newest.Seq, newest.Time
 		}
 	}
-	had := len(x.ids)
-	if err := b.lacking(ctx, 1, newest, x.known, f, on...); err != nil {
-		x.ids, x.seqs = x.ids[:had], x.seqs[:had]
-		return false, err
-	}
 	return true, nil
+}
+
+// indexSlice gives f the messages on these subjects between two sequences, also those that
+// the server that answers lacks: none of them is looked for again later.
+func (b *Bridge) indexSlice(ctx context.Context, on []string, from, to uint64, newest *stream.Stored,
+	f func(*stream.Stored) error) error {
+	x := b.erasing.index
+	had := len(x.seqs)
+	for _, subject := range on {
+		headersOnly := subject == b.messageSubject
+		if err := b.stream.Scan(ctx, subject, stream.Start{Seq: from}, to, headersOnly, f); err != nil {
+			return err
+		}
+	}
+	return b.lacking(ctx, from, newest, func(seqs map[uint64]bool) {
+		for _, seq := range x.seqs[had:] {
+			delete(seqs, seq)
+		}
+		maps.DeleteFunc(seqs, func(seq uint64, _ bool) bool { return seq > to }) // the next slices
+	}, f, on...)
 }
 
 // doomed is a message of the stream that is to be erased.

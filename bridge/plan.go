@@ -130,7 +130,12 @@ func plan(r *events.Queue, in refillInputs) {
 	}
 	switch {
 	case ok && (enough || lowest != events.Unknown):
-		p.Above, open = events.MessageIDs{Own: bound, Public: bound}, nil
+		p.Above = events.MessageIDs{Own: bound, Public: bound}
+		if open != nil && story.Newest.Max() > bound { // above the bound one may be open still
+			open = &events.Open{Above: max(open.Above, bound), At: open.At}
+		} else {
+			open = nil
+		}
 	case story != nil && in.unbroken(story.Seq) && (story.Newest.Own != events.Unknown || len(in.held) == 0):
 		p.Above = floor // everything since the beginning is held, or missing
 	case len(in.held) > 0:

@@ -310,28 +310,41 @@ func TestEraseAfterACrash(t *testing.T) {
 }
 
 // A leader that was deposed answers one read, and knows nothing of what came last.
-func TestEraseAndADeposedLeader(t *testing.T) {
+func TestEraseAndADeposedLeader(t *testing.T) { deposed(t, 0) }
+
+// The same, and then nobody answers for so long that what came last is no news any more.
+func TestEraseAndADeposedLeaderThatIsGone(t *testing.T) { deposed(t, time.Minute) }
+
+func deposed(t *testing.T, gone time.Duration) {
 	for at := 1; ; at++ {
 		reached := false
+		var back time.Time
 		t.Run(fmt.Sprint("read ", at), func(t *testing.T) {
 			story(t, func(w *world, one *instance) {
 				w.erases()
 				one.follows(3)
+				w.zulip.DeleteMessages(w.send("the first secret"))
+				time.Sleep(time.Second) // what the stream holds is known from here on
 				w.jet.Depose()
 				a, b := w.send("a secret"), w.send("the other secret")
 				time.Sleep(time.Second)
-				n := 0
+				n, began := 0, time.Now()
 				w.jet.SetFaults(func(op string) (f model.Fault) {
 					if op != "append" && op != "erase" {
 						n++
-						f.Stale = n == at
+						f.Stale = n == at && time.Since(began) < time.Minute
 						reached = reached || f.Stale
+						if f.Stale {
+							back = time.Now().Add(gone)
+						} else if time.Now().Before(back) {
+							f.Fail = stream.Unclear
+						}
 					}
 					return f
 				})
 				w.zulip.DeleteMessages(a)
 				w.zulip.DeleteMessages(b)
-				time.Sleep(3 * time.Minute)
+				time.Sleep(gone + 3*time.Minute)
 				if got := w.holding("secret"); len(got) > 0 {
 					t.Errorf("the text is in %v", got)
 				}

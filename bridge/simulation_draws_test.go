@@ -782,10 +782,7 @@ func (w *world) historyTrouble() {
 }
 
 func (w *world) optionsChange() {
-	switch w.rng.IntN(6) {
-	case 5:
-		w.drew("options change: no direct messages")
-		w.options.NoDirectMessages = !w.options.NoDirectMessages
+	switch w.rng.IntN(7) {
 	case 0, 1:
 		w.drew("options change: slim presence")
 		w.options.SlimPresence = !w.options.SlimPresence
@@ -802,6 +799,9 @@ func (w *world) optionsChange() {
 		if w.state = nil; w.one(2) {
 			w.drawState()
 		}
+	case 5:
+		w.drew("options change: no direct messages")
+		w.options.NoDirectMessages = !w.options.NoDirectMessages
 	default:
 		w.drew("options change: all public channels")
 		w.options.AllPublicStreams = !w.options.AllPublicStreams
@@ -1029,7 +1029,7 @@ func (w *world) faults(op string) (f model.Fault) {
 		}
 		return f
 	}
-	read := op != "append" && op != "put object" && op != "ask" && !strings.HasPrefix(op, "erase")
+	read := op != "append" && op != "put object" && op != "purge" && op != "ask" && !strings.HasPrefix(op, "erase")
 	if read && time.Now().Before(w.deposed) && model.Coin(w.luck, 0.5) {
 		drawn.count("stale " + op)
 		f.Stale = true

@@ -672,7 +672,9 @@ func (c *whole) states() {
 	}
 	limits := c.told.limits || len(c.told.interest) > 0 || c.told.foreign
 	for n := range c.all {
-		if m := &c.all[n]; m.record == "queue" {
+		m := &c.all[n]
+		limits = limits || m.fate == model.Removed // by somebody's hand, which nobody has to notice
+		if m.record == "queue" {
 			limits = limits || string(said[struct {
 				Options struct {
 					EventTypes json.RawMessage `json:"event_types"`
