@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -176,7 +175,7 @@ func (k *checker) all(ctx context.Context) {
 	} else if k.r.Name != "" {
 		realm, _ = realmOf(k.r.Name, "") // the option was looked at when it was read
 	}
-	for _, n := range unknownTypes(slices.Concat(k.r.Queue.EventTypes, k.r.Queue.ExcludeTypes)) {
+	for _, n := range unknownTypes(k.r.Queue) {
 		k.warn("event types", n.which, n.text)
 	}
 	if g != nil && !k.offline {

@@ -329,6 +329,12 @@ func (c *Config) check() error {
 			"stored which events of type %s are about direct ones, and none are stored: all of them would be left out; let "+
 			"messages in, or leave these types out with --exclude-types too", strings.Join(needy, ", ")))
 	}
+	if r.Queue.NoDirectMessages && slices.ContainsFunc(r.Queue.Narrow, func(term [2]string) bool {
+		return term[0] == "is" && (term[1] == "dm" || term[1] == "private") || term[0] == "dm" || term[0] == "pm-with"
+	}) {
+		wrong = append(wrong, usageErrorf("--narrow asks for direct messages alone, and --no-direct-messages (or "+
+			"ZULIP_NATS_NO_DIRECT_MESSAGES) leaves them out, so no message would be stored: leave one of the two out"))
+	}
 	if err := r.carriedOn(); err != nil {
 		wrong = append(wrong, err)
 	}
@@ -416,10 +422,10 @@ func sections(to *[]poller.Section) func(string) error {
 			return err
 		}
 		if len(names) == 0 {
-			return fmt.Errorf("%.60q names no section: write some of %s, or leave the option out", s,
+			return fmt.Errorf("%.60q names no section: write some of %s, or all, or leave the option out", s,
 				strings.Join(sectionNames(), ", "))
 		}
-		if len(names) == 1 && names[0] == "all" {
+		if slices.Contains(names, "all") {
 			names = sectionNames()
 		}
 		*to, err = poller.SectionsOf(names)

@@ -221,14 +221,17 @@ var ofMessages = []string{"message", "update_message", "delete_message", "reacti
 	"update_message_flags"}
 
 // unknownTypes are the types that no Zulip sends: it takes any name, and nothing ever
-// comes.
-func unknownTypes(types []string) (list []notice) {
-	for _, name := range types {
+// comes, or is left out.
+func unknownTypes(q poller.Options) (list []notice) {
+	for i, name := range slices.Concat(q.EventTypes, q.ExcludeTypes) {
 		if like, known := poller.NearestType(name); !known {
 			name = redact.Text(name)
+			so := "Zulip takes any name without a word, and none may ever come"
+			if i >= len(q.EventTypes) {
+				so = "nothing may ever be left out by it"
+			}
 			list = append(list, notice{about: "type", which: name,
-				text: fmt.Sprintf("no Zulip known so far has events of the type %s (is %s meant?): Zulip takes any "+
-					"name without a word, and none may ever come", name, like),
+				text: fmt.Sprintf("no Zulip known so far has events of the type %s (is %s meant?): %s", name, like, so),
 				line: func(l zerolog.Logger) *zerolog.Event {
 					return logevent.TypeUnknown.Warn(l).Str("type", name).Str("nearest", like)
 				}})

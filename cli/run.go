@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"slices"
 	"strings"
 	"time"
 
@@ -68,7 +67,7 @@ func (a *app) follow(ctx context.Context, c *Config, log zerolog.Logger) error {
 	defer stopServing()
 	stopTelling := systemd.FromEnvironment().Tell(ctx, watch.statuses, log)
 	defer stopTelling()
-	for _, n := range unknownTypes(slices.Concat(r.Queue.EventTypes, r.Queue.ExcludeTypes)) {
+	for _, n := range unknownTypes(r.Queue) {
 		n.log(g.log)
 	}
 	if err := g.who(ctx); err != nil {

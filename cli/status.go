@@ -42,6 +42,9 @@ func (a *app) status() *urfave.Command {
 	}
 	for _, o := range c.settings() {
 		if strings.HasPrefix(o.Name, "nats-") && !strings.HasPrefix(o.Name, "nats-js-") {
+			if o.Name == "nats-url" {
+				o.DefaultText = "127.0.0.1, at --nats-port"
+			}
 			options = append(options, o)
 		}
 	}

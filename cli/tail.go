@@ -99,6 +99,10 @@ func (a *app) tail() *urfave.Command {
 			if t.last > 0 && t.since != (since{}) {
 				return usageErrorf("--last and --since are two ways to say where to begin: give one")
 			}
+			if t.noFollow && t.last == 0 && t.since == (since{}) {
+				fmt.Fprintln(a.stderr, "zulip-nats: --no-follow shows what is there already, and no more than nothing from now "+
+					"on: say where to begin, with --last 20 or --since 2h")
+			}
 			_, terminal := terminalOf(a.stdout)
 			if t.format == "raw" && terminal {
 				return usageErrorf("--format raw gives the bytes as they were sent, and those could take over this " +
@@ -226,7 +230,7 @@ func (a *app) look(ctx context.Context, c *Config, t *tailConfig, log zerolog.Lo
 		err = readable(tail.Run(reading, o), name)
 		if err == nil && reading.Err() == nil && t.channel != "" && !shown {
 			fmt.Fprintf(a.stderr, "zulip-nats: --channel: nothing of a channel %q was found in what was read; a name has to "+
-				"be whole, but for its case\n", tail.Clean(t.channel, 100))
+				"be whole, but for its case, and has no # in front\n", tail.Clean(t.channel, 100))
 		}
 	}
 	switch cause := context.Cause(reading); {

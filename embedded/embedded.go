@@ -211,7 +211,15 @@ func (l *logger) Debugf(format string, v ...any) {
 func (l *logger) Tracef(format string, v ...any) {
 	l.log.Trace().Msg("nats-server: " + line(format, v))
 }
+
+// Warnf keeps to itself what the server has to say of a request that it refused: whoever
+// sent it has the answer. So it is with `check`, which asks what it may by requests that
+// cannot be carried out.
 func (l *logger) Warnf(format string, v ...any) {
+	if text := line(format, v); strings.HasPrefix(text, "Invalid JetStream request") {
+		l.log.Debug().Msg("nats-server: " + text)
+		return
+	}
 	logevent.EmbeddedServer.Warn(l.log).Msg("nats-server: " + line(format, v))
 }
 

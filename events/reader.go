@@ -103,8 +103,8 @@ type Reader struct {
 // Of gaps it tells in two ways. What the bridge lost at Zulip is a record in the stream,
 // an event with Record [RecordGapOpened] and later [RecordGapClosed]: a consumer with a
 // filter needs zulip.<realm>.bridge.gap in it. What the stream's own limits took before it
-// was read here is counted in [Event.Missing]; a consumer with a filter cannot know that,
-// since to it all that it leaves out is missing.
+// was read here, or was erased, is counted in [Event.Missing]; a consumer with a filter
+// cannot know that, since to it all that it leaves out is missing.
 //
 // An error that comes with an event is about that one only (a large event whose bytes are
 // gone, or do not come within 30 s): the loop may go on. One without an event is the last.

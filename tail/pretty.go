@@ -74,7 +74,8 @@ func (p *Pretty) print(ctx context.Context, x *index, e *events.Event, body any,
 	return p.line(append([]span{{styleDim, p.clock(at) + " "}}, spans...))
 }
 
-// missing tells of so many messages that the stream's limits took in front of an event.
+// missing tells of so many messages that the stream does not have any more
+// in front of an event: its limits took them, or they were erased.
 func (p *Pretty) missing(n uint64) error {
 	return p.across(styleGap, plural(int(n), "message is", "messages are")+" not in the stream any more")
 }
@@ -150,6 +151,8 @@ func nothing(body any) bool {
 		return b.Why == events.WhyKept
 	case *events.StateBegin, *events.StatePiece:
 		return true // the record that ends it tells of it
+	case *events.Excluded:
+		return true // who leaves types out does not want to see that each time
 	}
 	return false
 }
