@@ -51,7 +51,8 @@ const (
 	// eraseMost is how many messages of the stream one record names at most.
 	eraseMost = 500
 	// eraseSlice is how many sequences are read at a time, to know what they are about.
-	eraseSlice = 50_000
+	// Where no consumer may be made, each of their messages is a request.
+	eraseSlice = 5_000
 )
 
 // errYoung says that an object has just been stored: a leader of the object store that was
@@ -66,6 +67,7 @@ type erasing struct {
 	pause time.Duration
 
 	known bool   // upTo was read in this term, or found out since
+	ended int    // of what the newest record names, how many are gone, until upTo is known
 	upTo  uint64 // of all delete_message events up to there, what they named is erased
 
 	index *erasable        // nil: to be read anew
@@ -75,7 +77,7 @@ type erasing struct {
 // eraseAgain lets it be looked for what is to be erased, as after every read of the
 // stream: another instance may have stored something, or the stream may be another one.
 func (b *Bridge) eraseAgain() {
-	b.erasing.due, b.erasing.known = b.cfg.EraseDeleted, false
+	b.erasing.due, b.erasing.known, b.erasing.ended = b.cfg.EraseDeleted, false, 0
 }
 
 // deletes takes note of a delete_message event that was stored.
@@ -114,6 +116,7 @@ func (b *Bridge) erase(ctx context.Context) error {
 		e.after = time.Now().Add(erasePauseYoung)
 		return nil
 	}
+	e.known = false // an object may be gone whose stub is left, and only the newest record says so
 	b.report.failed(SideErasing, err)
 	e.pause = min(max(2*e.pause, erasePauseMin), erasePauseMax)
 	e.after = time.Now().Add(e.pause)
@@ -151,11 +154,11 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 		return false, errBehind
 	}
 	if !e.known {
-		if err := b.resumeErasing(ctx, epoch, newest); err != nil {
+		if err := b.resumeErasing(ctx, epoch, newest, until); err != nil || !e.known {
 			return false, behindIf(err)
 		}
 	}
-	deletions, err := b.deletions(ctx, e.upTo+1, newest)
+	deletions, err := b.deletions(ctx, e.upTo+1, newest, func() bool { return false })
 	if err != nil {
 		return false, behindIf(err)
 	}
@@ -166,8 +169,9 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 	if ready, err := b.indexUpTo(ctx, newest, until); err != nil || !ready {
 		return false, behindIf(err)
 	}
-	for len(deletions) > 0 {
-		if time.Now().After(until) {
+	// Each turn comes further, however long the reading took.
+	for first := true; len(deletions) > 0; first = false {
+		if !first && time.Now().After(until) {
 			return false, nil
 		}
 		// As many as one record names, mostly.
@@ -194,8 +198,9 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 
 // resumeErasing reads how far the erasing is, and ends what another process, or this one,
 // had begun: what the newest record names. Among that may be a stub whose object is erased,
-// of which nothing else says any more what it was about.
-func (b *Bridge) resumeErasing(ctx context.Context, epoch uint64, newest *stream.Stored) error {
+// of which nothing else says any more what it was about. It is not known yet if the time
+// was over before.
+func (b *Bridge) resumeErasing(ctx context.Context, epoch uint64, newest *stream.Stored, until time.Time) error {
 	subject := b.realm.Record(subjects.Erased)
 	m, err := newestOurs(ctx, b.stream, subject)
 	if err != nil {
@@ -218,8 +223,12 @@ func (b *Bridge) resumeErasing(ctx context.Context, epoch uint64, newest *stream
 	if r == nil {
 		r = &events.Erased{}
 	}
-	for _, seq := range r.Seqs {
-		left, err := b.stream.At(ctx, seq)
+	e := &b.erasing
+	for began := e.ended; e.ended < len(r.Seqs); e.ended++ {
+		if e.ended > began && time.Now().After(until) {
+			return nil
+		}
+		left, err := b.stream.At(ctx, r.Seqs[e.ended])
 		if err != nil {
 			return err
 		}
@@ -234,7 +243,7 @@ func (b *Bridge) resumeErasing(ctx context.Context, epoch uint64, newest *stream
 			return err
 		}
 	}
-	b.erasing.known, b.erasing.upTo = true, r.DoneUpTo
+	e.known, e.ended, e.upTo = true, 0, r.DoneUpTo
 	return nil
 }
 
@@ -255,8 +264,10 @@ func behindIf(err error) error {
 }
 
 // deletions reads what the delete_message events between a sequence and a message that was
-// seen there name; errMoved if that is there no more.
-func (b *Bridge) deletions(ctx context.Context, from uint64, until *stream.Stored) (list []deletion, err error) {
+// seen there name; errMoved if that is there no more. pass says whether one whose bytes
+// cannot be had is passed over.
+func (b *Bridge) deletions(ctx context.Context, from uint64, until *stream.Stored, pass func() bool) (list []deletion,
+	err error) {
 	if from > until.Seq {
 		return nil, nil
 	}
@@ -271,7 +282,7 @@ func (b *Bridge) deletions(ctx context.Context, from uint64, until *stream.Store
 			return nil
 		}
 		data, err := b.bytesOf(ctx, m, until)
-		if err != nil {
+		if err != nil && !pass() {
 			return err
 		}
 		var body events.DeleteMessage
@@ -395,13 +406,23 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 		return err
 	}
 	began := max(x.upTo+1, info.FirstSeq)
+	lowest := newest.Seq // of what the server that answers may lack
+	if began <= newest.Seq {
+		err := b.recent(ctx, newest, func(m *stream.Stored) error {
+			lowest = min(lowest, m.Seq)
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+	}
 	for from := began; from <= newest.Seq; from = x.upTo + 1 {
-		if time.Now().After(until) {
+		if from > began && time.Now().After(until) {
 			return false, nil
 		}
 		to := min(from+eraseSlice-1, newest.Seq)
 		had := len(x.ids)
-		err := b.indexSlice(ctx, on, from, to, newest, f)
+		err := b.indexSlice(ctx, on, from, to, lowest, newest, f)
 		if err != nil {
 			x.ids, x.seqs = x.ids[:had], x.seqs[:had] // they come again
 			return false, err
@@ -414,8 +435,9 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 }
 
 // indexSlice gives f the messages on these subjects between two sequences, also those that
-// the server that answers lacks: none of them is looked for again later.
-func (b *Bridge) indexSlice(ctx context.Context, on []string, from, to uint64, newest *stream.Stored,
+// the server that answers lacks, which are none below the lowest: none of them is looked
+// for again later.
+func (b *Bridge) indexSlice(ctx context.Context, on []string, from, to, lowest uint64, newest *stream.Stored,
 	f func(*stream.Stored) error) error {
 	x := b.erasing.index
 	had := len(x.seqs)
@@ -424,6 +446,9 @@ func (b *Bridge) indexSlice(ctx context.Context, on []string, from, to uint64, n
 		if err := b.stream.Scan(ctx, subject, stream.Start{Seq: from}, to, headersOnly, f); err != nil {
 			return err
 		}
+	}
+	if to < lowest {
+		return nil
 	}
 	return b.lacking(ctx, from, newest, func(seqs map[uint64]bool) {
 		for _, seq := range x.seqs[had:] {
@@ -622,15 +647,18 @@ func (b *Bridge) recordErased(ctx context.Context, body events.Erased) error {
 // toldDeleted reads which messages the delete_message events name that the stream holds
 // between a sequence and a message that was seen there: these do not come back, by no
 // other queue and from no history. Nil unless what is deleted is to be erased. errMoved:
-// that message is there no more, and these are what is left.
+// that message is there no more, and these are what is left. A large event whose bytes
+// cannot be had is waited for no longer than erasing may hold up events: without it a
+// message may come back that was deleted.
 func (b *Bridge) toldDeleted(ctx context.Context, from uint64, until *stream.Stored) (map[int64]bool, error) {
 	if !b.cfg.EraseDeleted {
 		return nil, nil
 	}
 	var list []deletion
-	gone := false
+	gone, began := false, time.Now()
+	pass := func() bool { return time.Since(began) > eraseTurn }
 	err := b.patiently(ctx, func() (err error) {
-		list, err = b.deletions(ctx, from, until)
+		list, err = b.deletions(ctx, from, until, pass)
 		if errors.Is(err, errMoved) && !gone { // says a deposed leader, perhaps
 			gone = true
 			return cmp.Or(sleep(ctx, walkPause), error(errBehind))

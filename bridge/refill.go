@@ -123,11 +123,7 @@ func (b *Bridge) refillMessages(ctx context.Context, p resumePoint, r *events.Qu
 	if err != nil {
 		return err
 	}
-	from := uint64(1)
-	if r.Held != nil {
-		from = r.Held.From
-	}
-	deleted, err := b.toldDeleted(ctx, from, p.last)
+	deleted, err := b.toldDeleted(ctx, 1, p.last)
 	if err != nil {
 		return err
 	}
