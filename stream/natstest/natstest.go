@@ -51,18 +51,46 @@ func Start(t testing.TB, configure ...func(*server.Options)) *Server {
 	return s
 }
 
+// start waits until it is ready. A server that complains at its start is ended, and
+// another one is tried, for as long as a busy machine may need; the test's log has why.
 func (s *Server) start() {
 	s.t.Helper()
-	srv, err := server.NewServer(s.opts.Clone())
-	if err != nil {
-		s.t.Fatalf("nats-server: %v", err)
-	}
-	s.srv = srv
-	srv.Start()
-	if !srv.ReadyForConnections(patience) {
-		s.t.Fatal("nats-server is not ready for connections")
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		srv, err := server.NewServer(s.opts.Clone())
+		if err != nil {
+			s.t.Fatalf("nats-server: %v", err)
+		}
+		s.srv = srv
+		var said complaints
+		srv.SetLogger(&said, false, false)
+		srv.Start()
+		for time.Since(began) < patience {
+			if srv.ReadyForConnections(time.Second) {
+				return
+			}
+			if said.String() != "" {
+				break
+			}
+		}
+		s.Stop()
+		s.t.Logf("nats-server is not ready for connections: %s", said.String())
+		if time.Since(began) >= patience {
+			s.t.FailNow()
+		}
 	}
 }
+
+// complaints keeps what a server says that is an error.
+type complaints struct{ Buffer }
+
+func (c *complaints) add(format string, v ...any) { fmt.Fprintf(c, format+"\n", v...) }
+
+func (c *complaints) Noticef(string, ...any)         {}
+func (c *complaints) Debugf(string, ...any)          {}
+func (c *complaints) Tracef(string, ...any)          {}
+func (c *complaints) Warnf(string, ...any)           {}
+func (c *complaints) Errorf(format string, v ...any) { c.add(format, v...) }
+func (c *complaints) Fatalf(format string, v ...any) { c.add(format, v...) }
 
 // Stop stops the server in good order and waits for it. It may be called twice.
 func (s *Server) Stop() {
