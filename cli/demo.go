@@ -111,7 +111,7 @@ var errEnough = errors.New("the story is told")
 func demo(ctx context.Context, d *demoConfig, stdout, stderr io.Writer) error {
 	s := &show{demoConfig: d, stderr: stderr, zulip: d.zulip, dir: d.dir, port: d.port, pretty: prettyOn(stdout)}
 	stdout = &oneByOne{w: stdout}
-	s.pretty.W = stdout
+	s.pretty.W, s.pretty.Subjects = stdout, true
 	if s.pretty.Width == 0 || s.pretty.Width > demoWidth {
 		s.pretty.Width = demoWidth
 	}

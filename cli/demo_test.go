@@ -99,7 +99,8 @@ func TestDemoCalm(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{`(?m)^\d\d:\d\d:\d\d a queue is followed \(first\): `, `(?m)^\d\d:\d\d:\d\d #[^>]+ > .+  .+: `} {
+	for _, want := range []string{`(?m)^zulip\.demo\.bridge\.queue   a queue is followed \(first\): `,
+		`(?m)^zulip\.demo\.message        #[^>]+ > .+  .+: `} {
 		if !regexp.MustCompile(want).MatchString(p.out.String()) {
 			t.Errorf("no line is like %s:\n%s", want, p.out.String())
 		}

@@ -26,6 +26,9 @@ type Pretty struct {
 	Color bool
 	// Zone is where the times are told; nil: this machine's.
 	Zone *time.Location
+	// Subjects begins lines with the subject of the event instead of the time, for who
+	// learns what is on the bus.
+	Subjects bool
 
 	day string // of the line before
 }
@@ -65,6 +68,9 @@ func (p *Pretty) print(ctx context.Context, x *index, e *events.Event, body any,
 		return p.across(style, p.clock(b.Closed)+" "+text)
 	}
 	spans := p.say(ctx, x, e, body, bad)
+	if p.Subjects {
+		return p.line(append([]span{{styleDim, fmt.Sprintf("%-25s ", Clean(e.Subject, most))}}, spans...))
+	}
 	if day := at.In(p.zone()).Format("Monday, 2 January 2006"); day != p.day {
 		p.day = day
 		if err := p.across(styleDim, day); err != nil {
