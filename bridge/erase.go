@@ -146,12 +146,9 @@ type deletion struct {
 func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err error) {
 	e := &b.erasing
 	epoch := b.stream.Epoch()
-	newest, err := b.stream.At(ctx, b.knownSeq)
-	switch {
-	case err != nil:
+	newest, err := b.ourNewest(ctx)
+	if err != nil {
 		return false, err
-	case newest == nil:
-		return false, errBehind
 	}
 	if !e.known {
 		if err := b.resumeErasing(ctx, epoch, newest, until); err != nil || !e.known {
@@ -194,6 +191,15 @@ func (b *Bridge) eraseFor(ctx context.Context, until time.Time) (done bool, err 
 		e.upTo = upTo
 	}
 	return true, nil
+}
+
+// ourNewest is the newest message that we stored; errBehind where it is not there.
+func (b *Bridge) ourNewest(ctx context.Context) (*stream.Stored, error) {
+	m, err := b.stream.At(ctx, b.knownSeq)
+	if err == nil && m == nil {
+		err = errBehind
+	}
+	return m, err
 }
 
 // resumeErasing reads how far the erasing is, and ends what another process, or this one,
@@ -473,12 +479,9 @@ func (b *Bridge) eraseMessages(ctx context.Context, epoch uint64, ids map[int64]
 	err error) {
 	seqs := b.erasing.index.find(ids)
 	for len(seqs) > 0 {
-		newest, err := b.stream.At(ctx, b.knownSeq)
-		switch {
-		case err != nil:
+		newest, err := b.ourNewest(ctx)
+		if err != nil {
 			return false, err
-		case newest == nil:
-			return false, errBehind
 		}
 		var list []doomed
 		missing := map[uint64]bool{}

@@ -29,14 +29,7 @@ func (a *app) state() *urfave.Command {
 		opt(category, "timeout", "`TIME` for the connection, and again for the answers", "2s",
 			duration(&timeout, 100*time.Millisecond, time.Minute)),
 	}
-	for _, o := range c.settings() {
-		if strings.HasPrefix(o.Name, "nats-") && !strings.HasPrefix(o.Name, "nats-js-") {
-			if o.Name == "nats-url" {
-				o.DefaultText = "127.0.0.1, at --nats-port"
-			}
-			options = append(options, o)
-		}
-	}
+	options = append(options, c.busOptions()...)
 	return &urfave.Command{
 		Name:      "state",
 		Usage:     "ask the bridges on the bus to store the state of the organization anew",

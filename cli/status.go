@@ -40,14 +40,7 @@ func (a *app) status() *urfave.Command {
 		opt(category, "timeout", "`TIME` for the connection, and again for the answers, of which half is waited for", "2s",
 			duration(&l.timeout, 100*time.Millisecond, time.Minute)),
 	}
-	for _, o := range c.settings() {
-		if strings.HasPrefix(o.Name, "nats-") && !strings.HasPrefix(o.Name, "nats-js-") {
-			if o.Name == "nats-url" {
-				o.DefaultText = "127.0.0.1, at --nats-port"
-			}
-			options = append(options, o)
-		}
-	}
+	options = append(options, c.busOptions()...)
 	return &urfave.Command{
 		Name:      "status",
 		Usage:     "find every bridge on the bus, and say how it is",
@@ -67,6 +60,20 @@ func (a *app) status() *urfave.Command {
 			return l.run(u.Context)
 		},
 	}
+}
+
+// busOptions are those that say where NATS is and who we are, for commands that ask over it
+// and need no JetStream.
+func (c *Config) busOptions() (options []*option) {
+	for _, o := range c.settings() {
+		if strings.HasPrefix(o.Name, "nats-") && !strings.HasPrefix(o.Name, "nats-js-") {
+			if o.Name == "nats-url" {
+				o.DefaultText = "127.0.0.1, at --nats-port"
+			}
+			options = append(options, o)
+		}
+	}
+	return options
 }
 
 // realmNames takes the names of realms, with commas between.
