@@ -13,9 +13,10 @@ import (
 	"zulip-nats/events"
 )
 
+// askTime is how long one answer of JetStream may take. Tests give a busy machine more.
+var askTime = 5 * time.Second
+
 const (
-	// askTime is how long one answer of JetStream may take.
-	askTime = 5 * time.Second
 	// idleLife is how long the server keeps a consumer that nobody asks any more: ours,
 	// if this process is killed.
 	idleLife = time.Minute
