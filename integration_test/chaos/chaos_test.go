@@ -428,6 +428,16 @@ func (s *servers) leads(stream string) *natstest.Process {
 	return nil
 }
 
+// leader is leads for who needs one: it is waited for.
+func (s *servers) leader(stream string) (p *natstest.Process) {
+	s.t.Helper()
+	harness.Eventually(s.t, "a leader of "+stream, func() bool {
+		p = s.leads(stream)
+		return p != nil
+	})
+	return p
+}
+
 // observe counts the elections that there were since it looked last.
 func (s *servers) observe() {
 	for _, w := range s.worlds {

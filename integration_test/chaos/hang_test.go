@@ -83,7 +83,7 @@ type hanging struct {
 	stop   func()
 
 	held, stopped, terms, changed int
-	ended                         []interval // how long programs that were told to end in a hang took for it
+	ended                         []interval // from when all was well to when a program that was told to end in a hang had ended
 }
 
 func newHanging(t testing.TB, realm string, programs int, args []string, rng *rand.Rand) *hanging {
@@ -126,6 +126,7 @@ func (h *hanging) start(s *slot) {
 // if it does not get well.
 func (h *hanging) hang() bool {
 	pause := func(most int) { time.Sleep(time.Duration(h.rng.IntN(most)) * time.Millisecond) }
+	well := time.Now()
 	pause(1000)
 	begun, held := make(chan struct{}), h.rng.IntN(2) == 0
 	begin := sync.OnceFunc(func() {
@@ -185,11 +186,10 @@ func (h *hanging) hang() bool {
 		pause(3000)
 		s := h.slots[h.rng.IntN(len(h.slots))]
 		h.terms++
-		began := time.Now()
 		if _, err := s.p.Stop(); err != nil {
 			h.t.Error(err)
 		}
-		h.ended = append(h.ended, interval{began, time.Now()})
+		h.ended = append(h.ended, interval{well, time.Now()})
 		h.start(s)
 	}
 	time.Sleep(time.Until(over))
@@ -216,10 +216,11 @@ func (h *hanging) stray() string {
 	return harness.Stray(h.js, h.stream, h.realm, queues)
 }
 
-// leftOver says whether a living queue was made shortly before a program ended in a hang.
+// leftOver says whether a living queue was made in a hang in which a program ended, before
+// it did.
 func (h *hanging) leftOver(q zulipsim.QueueInfo) bool {
 	return q.Dead == "" && slices.ContainsFunc(h.ended, func(i interval) bool {
-		return q.Created.After(i.from.Add(-hangFor)) && q.Created.Before(i.to)
+		return q.Created.After(i.from) && q.Created.Before(i.to)
 	})
 }
 

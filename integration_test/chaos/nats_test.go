@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
+	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
@@ -98,7 +99,6 @@ func TestNATSDown(t *testing.T) {
 	w.settle()
 	stop := w.chat(rng.Uint64(), 100)
 	n.Kill()
-	began := time.Now()
 	p.Expect("connection to NATS lost; waiting for it to come back")
 	p.Expect("NATS is not there; waiting for it")
 	for _, most := range []time.Duration{40 * time.Second, 20 * time.Second, 10 * time.Second} {
@@ -115,11 +115,16 @@ func TestNATSDown(t *testing.T) {
 			return false
 		})
 	}
-	if out := time.Since(began); out < 28*time.Second {
+	// Zulip may have heard of the last poll that waited a while after it was sent.
+	if out := time.Since(w.queues()[0].LastWait); out < 25*time.Second {
 		t.Errorf("there are said to be 10 s left of 40 after %v", out)
 	}
 	for _, line := range p.Lines("queue_lives_for") {
 		t.Log(line)
+	}
+	// When the server is back is the machine's affair, and the countdown goes on until then.
+	if lines := p.Lines("does not take events"); len(lines) > 6 {
+		t.Errorf("the outage is told in %d lines", len(lines))
 	}
 	stop()
 	n.Start()
@@ -130,9 +135,6 @@ func TestNATSDown(t *testing.T) {
 		t.Error("a gap was opened, and nothing is missing")
 	}
 	t.Log(v)
-	if lines := p.Lines("does not take events"); len(lines) > 6 {
-		t.Errorf("the outage is told in %d lines", len(lines))
-	}
 }
 
 // TestNATSDownTooLong kills the nats-server for longer than Zulip keeps the queue. That
@@ -185,10 +187,18 @@ func TestNATSGhosts(t *testing.T) {
 				before := w.own().CachedInfo().State.LastSeq
 				late, back := 0, len(p.Lines("JetStream serves us again"))
 				hung := make(chan struct{})
-				var seen atomic.Int64
-				hangAt := int64(2 + rng.IntN(40)) // in the middle of a chunk, which is what came while the first event was stored
+				hangAt := 2 + rng.IntN(40) // in the middle of a chunk, which is what came while the first event was stored
+				var mu sync.Mutex
+				left := map[string]bool{} // the events that have left; on a slow machine one does so twice, and is stored once
 				proxy.OnPublish(func(m natstest.Publish) natstest.Fate {
-					if strings.HasPrefix(m.Subject, "zulip.acme.") && seen.Add(1) == hangAt {
+					mu.Lock()
+					defer mu.Unlock()
+					if !strings.HasPrefix(m.Subject, "zulip.acme.") || len(left) >= hangAt {
+						return natstest.Pass
+					}
+					_, event, _ := strings.Cut(string(m.Payload), "\r\n"+events.HeaderEventID+": ")
+					event, _, _ = strings.Cut(event, "\r\n")
+					if left[event] = true; len(left) == hangAt {
 						late = len(p.Lines(unanswered...))
 						n.Pause()
 						close(hung)
@@ -208,7 +218,7 @@ func TestNATSGhosts(t *testing.T) {
 					n.Resume()
 					harness.Eventually(t, "the server to store what it finds in its sockets", func() bool {
 						_, err := w.js.AccountInfo(t.Context())
-						return err == nil && int64(w.own().CachedInfo().State.LastSeq-before) >= hangAt
+						return err == nil && w.own().CachedInfo().State.LastSeq-before >= uint64(hangAt)
 					})
 					p.Resume()
 				} else {
@@ -236,14 +246,14 @@ func TestNATSNoQuorum(t *testing.T) {
 	w.makeStream(3)
 	s := &servers{t: t, all: all, worlds: []*world{w}, leaders: map[string]string{}}
 	s.healthy()
-	w.nats = s.leads(w.stream).URL // it sees the leader hang on to its place
+	w.nats = s.leader(w.stream).URL // it sees the leader hang on to its place
 	p := w.follow("--no-lease")
 	w.polled()
 	rng := harness.Rand(t)
 	w.talk(rng, 50)
 	w.settle()
 
-	leader := s.leads(w.stream)
+	leader := s.leader(w.stream)
 	for _, n := range all {
 		if n != leader {
 			n.Pause()
@@ -258,7 +268,7 @@ func TestNATSNoQuorum(t *testing.T) {
 	w.settle()
 	s.healthy()
 
-	leader = s.leads(w.stream)
+	leader = s.leader(w.stream)
 	away, back := len(p.Lines("does not take events")), len(p.Lines("JetStream serves us again"))
 	leader.Kill()
 	w.talk(rng, 200)
