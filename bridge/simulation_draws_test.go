@@ -57,6 +57,10 @@ var everyDraw = strings.Split(`all public channels|narrow|event types with messa
 	`fails: unclear|fails: refused|fails: unavailable|fails: full|fails: forbidden|fails: too large|fails: gone|fails: wrong|fails: ConfigError|`+
 	`put object fails|no answer|a ghost|late|stored in part|a scan breaks off`, "|")
 
+// rareDraw is drawn about three times in 2000 seeds, and so by chance not at all in some
+// runs: in which order what happens in one instant draws is not the seed's to say.
+const rareDraw = "put object fails"
+
 // report prints the counts, and complains of what was never drawn where there were enough
 // seeds for everything.
 func (d *tally) report(t *testing.T, seeds int) {
@@ -76,6 +80,8 @@ func (d *tally) report(t *testing.T, seeds int) {
 		op, isStale := strings.CutPrefix(name, "stale ")
 		switch {
 		case d.n[name] > 0 || seeds < 2000:
+		case name == rareDraw && seeds < 8000:
+			fmt.Fprintf(t.Output(), "%q was not drawn, which needs more seeds\n", name)
 		case isStale && d.n["asked: "+op] < 1000:
 			fmt.Fprintf(t.Output(), "%q was not drawn: the bridge asked for it %d times\n", name, d.n["asked: "+op])
 		default:
@@ -1067,7 +1073,7 @@ func (w *world) faults(op string) (f model.Fault) {
 // fail draws one of the errors that a call may return.
 func (w *world) fail(op string, f *model.Fault) {
 	if op == "put object" {
-		drawn.count("put object fails")
+		drawn.count(rareDraw)
 	}
 	kinds := []stream.Kind{stream.Unclear, stream.Unavailable, stream.Full, stream.Refused, stream.Forbidden,
 		stream.Wrong, stream.TooLarge, stream.Gone}
