@@ -23,7 +23,8 @@ func TestBusyRestarts(t *testing.T) {
 	rng := harness.Rand(t)
 	// No poll waits since the way is long, not since so much has to be stored.
 	w := newWorld(t, natsServer(t), unlimited, func(z *zulipsim.Server) { z.RoundTrip = 400 * time.Millisecond })
-	p := w.run()
+	args := []string{"--lease-ttl", "1m"} // or a slow machine would lose the lease, and begin to count again
+	p := w.run(args...)
 	w.registered()
 	stop := w.markOn(40 * time.Millisecond) // two events each
 	w.polling()
@@ -35,7 +36,7 @@ func TestBusyRestarts(t *testing.T) {
 		}
 		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
 		requests = len(w.zulip.Requests())
-		p = w.run()
+		p = w.run(args...)
 		if !whole { // it ends long before it could know
 			few := 1 + rng.IntN(busyAnswers/2)
 			harness.Eventually(t, "some polls", func() bool { return len(w.busy(requests)) >= few })
@@ -44,7 +45,8 @@ func TestBusyRestarts(t *testing.T) {
 		was := w.named()
 		harness.Eventually(t, "the queue to be changed over", func() bool { return w.named() != was })
 		busy := w.busy(requests)
-		if n := len(busy); n < busyAnswers || n > busyAnswers+1 {
+		again := p.Says("does not", "waiting") // a write took too long, and the count begins again behind that
+		if n := len(busy); n < busyAnswers || n > busyAnswers+1 && !again {
 			t.Errorf("changed over behind %d answers in a row that came at once, want %d", n, busyAnswers)
 		}
 		changed++

@@ -40,7 +40,7 @@ func (w *world) named() string {
 // else could.
 func TestStopDuringRegister(t *testing.T) {
 	t.Parallel()
-	const answerTakes = 1500 * time.Millisecond // within the time that a stop may take
+	const answerTakes = 300 * time.Millisecond // behind the signal; a stop waits for it ten times as long
 	for _, c := range []struct {
 		name string
 		gaps int
@@ -49,6 +49,8 @@ func TestStopDuringRegister(t *testing.T) {
 			t.Parallel()
 			var mu sync.Mutex
 			var made chan string // nil: registers are answered at once
+			answer := make(chan struct{})
+			answers := sync.OnceFunc(func() { close(answer) })
 			w := newWorld(t, natsServer(t), unlimited, func(z *zulipsim.Server) {
 				z.DuringRegister = func(queue string) {
 					mu.Lock()
@@ -57,24 +59,25 @@ func TestStopDuringRegister(t *testing.T) {
 					mu.Unlock()
 					if tell != nil {
 						tell <- queue
-						time.Sleep(answerTakes)
+						<-answer
 					}
 				}
 			})
+			t.Cleanup(answers)
 			slow := func() chan string {
 				mu.Lock()
 				defer mu.Unlock()
 				made = make(chan string, 1)
 				return made
 			}
-			var args []string
+			args := []string{"--log-level", "debug"} // which tells of a queue that could not be deleted
 			var told chan string
 			var p *harness.Process
 			if c.name == "first start" {
 				told = slow()
-				p = w.run()
+				p = w.run(args...)
 			} else {
-				p = w.run()
+				p = w.run(args...)
 				w.registered()
 				w.mark(10)
 				w.settle()
@@ -85,7 +88,7 @@ func TestStopDuringRegister(t *testing.T) {
 					_, err := p.Stop()
 					harness.Must(t, err)
 					told = slow()
-					args = []string{"--slim-presence"}
+					args = append(args, "--slim-presence")
 					p = w.run(args...)
 				}
 			}
@@ -96,6 +99,8 @@ func TestStopDuringRegister(t *testing.T) {
 				t.Fatal("no queue is asked for")
 			}
 			w.mark(10)
+			signaled := time.Now()
+			time.AfterFunc(answerTakes, answers)
 			took, err := p.Stop()
 			if err != nil {
 				t.Error(err)
@@ -110,7 +115,14 @@ func TestStopDuringRegister(t *testing.T) {
 			}
 			named := w.named()
 			for _, id := range w.living() {
-				if id != named {
+				switch {
+				case id == named:
+				case id == queue && (p.Says("could not be deleted", id, "deadline") ||
+					w.registeredAt().Sub(signaled) > 2*time.Second):
+					// A stop has only so much time, on any machine, and Zulip drops it in the end.
+					t.Logf("queue %s was left to Zulip", id)
+					w.zulip.ExpireQueue(id)
+				default:
 					t.Errorf("queue %s lives after the program has ended, and the stream names %q; made in the "+
 						"stop was %s", id, named, queue)
 				}
@@ -125,6 +137,16 @@ func TestStopDuringRegister(t *testing.T) {
 			t.Log(w.whole(c.gaps))
 		})
 	}
+}
+
+// registeredAt is when Zulip has answered the newest register.
+func (w *world) registeredAt() (at time.Time) {
+	for _, r := range w.zulip.Requests() {
+		if r.Kind == zulipsim.Register {
+			at = r.Time.Add(r.Took)
+		}
+	}
+	return at
 }
 
 // registersAnswered says whether Zulip has no register under way.
@@ -156,6 +178,7 @@ func TestDeleteQueueWithStandby(t *testing.T) {
 	w.registered()
 	stop := w.markOn(5 * time.Millisecond)
 	const rounds = 4
+	gaps := 0
 	var deleted []string
 	for range rounds {
 		waits, next := run()
@@ -163,19 +186,28 @@ func TestDeleteQueueWithStandby(t *testing.T) {
 		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
 		old := w.named()
 		proxy.Delay(100 * time.Millisecond)
-		switch _, err := works.Stop(); {
-		case err == nil:
+		took, err := works.Stop()
+		if err == nil {
 			deleted = append(deleted, old)
-		case !works.Says("Zulip did not delete it", "deadline"): // a stop has only so much time, on any machine
+		} else if !outOfTime(works, took) {
 			t.Error(err)
 		}
-		harness.Eventually(t, "an event stored by the standby",
-			func() bool { return waits.Wrote(w.writer()) && w.named() != "" && w.named() != old })
+		follows := ""
+		harness.Eventually(t, "an event stored by the standby", func() bool {
+			follows = w.named()
+			return waits.Wrote(w.writer()) && follows != "" && (follows != old || works.Says(notRetired))
+		})
+		if follows != old {
+			gaps++
+			if err != nil {
+				w.zulip.ExpireQueue(old) // which Zulip does when it has been idle
+			}
+		}
 		works, proxy = waits, next
 	}
 	stop()
 	w.healed()
-	f := w.whole(rounds)
+	f := w.whole(gaps)
 	dead := map[string]string{}
 	for _, q := range w.queues() {
 		dead[q.ID] = q.Dead
@@ -191,6 +223,16 @@ func TestDeleteQueueWithStandby(t *testing.T) {
 		}
 	}
 	t.Log(f)
+}
+
+// notRetired is what the log says where a queue was to be deleted, and the stream names it
+// still.
+const notRetired = "was to be deleted, and it was not"
+
+// outOfTime says whether a program that was to delete its queue says that it could not do
+// so in the time that a stop has, on any machine.
+func outOfTime(p *harness.Process, took time.Duration) bool {
+	return took > 2*time.Second && p.Says(notRetired) || p.Says("Zulip did not delete it", "deadline")
 }
 
 // markOn is mark at a pace, until stop is called.
@@ -252,7 +294,7 @@ func TestDeleteQueueAtStart(t *testing.T) {
 	ends := map[string]int{}
 	for round := range 20 {
 		if round%2 == 0 {
-			p := w.run()
+			p := w.run("--lease-ttl", "1m") // or a slow machine would lose the lease
 			w.registered()
 			w.mark(5)
 			w.settle()
@@ -261,10 +303,11 @@ func TestDeleteQueueAtStart(t *testing.T) {
 			}
 			w.mark(5)
 		}
-		p := w.run("--delete-queue")
+		p := w.run("--delete-queue", "--lease-ttl", "1m")
 		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
 		took, err := p.Stop()
-		if err != nil {
+		late := err != nil && outOfTime(p, took)
+		if err != nil && !late {
 			t.Errorf("round %d: %v", round+1, err)
 		}
 		if took > stopLimit {
@@ -277,6 +320,11 @@ func TestDeleteQueueAtStart(t *testing.T) {
 		switch {
 		case named == "" && len(living) == 0:
 			ends["no queue"]++
+		case late && named == "" && len(living) == 1:
+			ends["retired, and left to Zulip"]++
+			w.zulip.ExpireQueue(living[0])
+		case late && len(living) == 1 && living[0] == named:
+			ends["a queue, for want of time"]++
 		case len(living) == 1 && living[0] == named && p.ExitCode() != 0:
 			ends["ended before it handled signals"]++
 		default:
