@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -270,6 +271,12 @@ func (b *Bridge) tailLost(ctx context.Context, p resumePoint) error {
 	cause := "the stream lost its newest messages, and Zulip has dropped the queue"
 	if alive {
 		cause = "the stream lost its newest messages; the queue lives on"
+	}
+	if q := p.at.Queue; q != "" && q != was.Queue && !b.isLeftover(q) && !slices.Contains(b.dropped, q) {
+		// The stream names a queue that somebody made since, Zulip has refused it, and that may
+		// be wrong: one answer decides nothing. Behind the gap it is followed no more, and the
+		// gap's record does not name it.
+		b.leftovers = append(b.leftovers, leftover{queue: q, after: p.cursor.Seq})
 	}
 	if err := b.openGap(ctx, resumePoint{phase: p.phase, at: was, last: p.last}, gapTail, cause, nil, missing); err != nil {
 		return err

@@ -3,6 +3,7 @@ package bridge_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -151,6 +152,59 @@ func TestLeftoverBehindALostTail(t *testing.T) {
 		time.Sleep(4 * time.Minute)
 		if n := w.living(); n != 1 {
 			t.Errorf("queues at Zulip: %s; want one alive", w.queuesSay())
+		}
+	})
+}
+
+// refusedOnce is a way to Zulip on which the first poll of a queue is refused.
+type refusedOnce struct {
+	next  http.RoundTripper
+	queue atomic.Value // its id
+	done  atomic.Bool
+}
+
+func (r *refusedOnce) RoundTrip(q *http.Request) (*http.Response, error) {
+	answer, err := r.next.RoundTrip(q)
+	if err != nil || q.URL.Query().Get("queue_id") != r.queue.Load() || r.done.Swap(true) {
+		return answer, err
+	}
+	answer.Body.Close()
+	answer.StatusCode, answer.Header = http.StatusBadRequest, http.Header{"Content-Type": {"application/json"}}
+	answer.Body = io.NopCloser(strings.NewReader(
+		`{"result":"error","msg":"Bad event queue ID","code":"BAD_EVENT_QUEUE_ID"}`))
+	return answer, nil
+}
+
+// The stream was deleted and Zulip dropped the queue, and another instance has made one
+// since. Zulip refuses that one once, where it is asked for by an instance that knew the
+// old stream: it is given up for a third, and does not hoard events.
+func TestQueueMadeSinceIsRefusedOnce(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.truncated = true
+		way := &refusedOnce{}
+		w.configure = func(c *bridge.Config) {
+			way.next = c.Poller.Client.Transport
+			c.Poller.Client.Transport = way
+		}
+		way.queue.Store("none yet")
+		one.follows(10)
+		w.configure = nil
+		one.gate.close()
+		w.jet.Delete()
+		w.expire()
+		other := w.instance()
+		other.start()
+		time.Sleep(time.Minute)
+		other.kill()
+		made := len(w.zulip.Queues())
+		way.queue.Store(w.zulip.Queues()[made-1].ID)
+		one.gate.open()
+		time.Sleep(2 * time.Minute)
+		w.say(2)
+		time.Sleep(time.Minute)
+		if q := w.zulip.Queues(); !way.done.Load() || len(q) != made+1 || q[made-1].Dead != "deleted" || w.living() != 1 {
+			t.Errorf("refused: %v; queues at Zulip: %s; want a new one alive, and the one before deleted",
+				way.done.Load(), w.queuesSay())
 		}
 	})
 }
