@@ -29,7 +29,7 @@ func TestImported(t *testing.T) {
 	}
 	first := acquire(t, as("one"))
 	second := acquireLater(t, as("two"))
-	if h := <-second.standby; h.Writer != "one" {
+	if h := second.stands(t); h.Writer != "one" {
 		t.Errorf("it waits for %q", h.Writer)
 	}
 	if err := first.Release(t.Context()); err != nil {

@@ -158,6 +158,18 @@ func acquireLater(t *testing.T, cfg lease.Config) waiting {
 	return w
 }
 
+// stands waits until it stands by, and says for whom.
+func (w waiting) stands(t *testing.T) lease.Holder {
+	t.Helper()
+	select {
+	case h := <-w.standby:
+		return h
+	case l := <-w.acquired:
+		t.Fatalf("it has a lease, or none (%v), and should stand by", l != nil)
+		return lease.Holder{}
+	}
+}
+
 func (w waiting) lease(t *testing.T) *lease.Lease {
 	t.Helper()
 	l := <-w.acquired
@@ -211,12 +223,12 @@ func TestHandOver(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	js := srv.JetStream()
-	first := acquire(t, config(t, srv.URL, "one", 6*time.Second))
+	first := acquire(t, config(t, srv.URL, "one", 9*time.Second))
 	if !first.Held() || first.Context().Err() != nil {
 		t.Fatal("a lease that was just had is not held")
 	}
-	second := acquireLater(t, config(t, srv.URL, "two", 6*time.Second))
-	holder := <-second.standby
+	second := acquireLater(t, config(t, srv.URL, "two", 9*time.Second))
+	holder := second.stands(t)
 	if holder.Writer != "one" || holder.PID != os.Getpid() || holder.Host == "" ||
 		time.Since(holder.Since) > time.Minute {
 		t.Errorf("the one who stands by hears of %+v", holder)
@@ -225,7 +237,7 @@ func TestHandOver(t *testing.T) {
 	// It is renewed, each time with a life of its own, or it would stay for ever.
 	m, _ := key(t, js)
 	for seen := m.Sequence; m.Sequence < seen+4; m, _ = key(t, js) {
-		if m.Header.Get("Nats-TTL") != "6s" {
+		if m.Header.Get("Nats-TTL") != "9s" {
 			t.Fatalf("the key lives for %q", m.Header.Get("Nats-TTL"))
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -270,7 +282,7 @@ func TestHandOver(t *testing.T) {
 func TestLostWithNATS(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	l := acquire(t, config(t, srv.URL, "one", 4*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 9*time.Second))
 	srv.Stop()
 	<-l.Context().Done()
 	if cause := context.Cause(l.Context()); !errors.Is(cause, lease.ErrLost) ||
@@ -285,8 +297,8 @@ func TestOwnLeaseFromBefore(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	first := acquire(t, config(t, proxy.URL, "one", 4*time.Second))
-	again := acquireLater(t, config(t, srv.URL, "one", 4*time.Second))
+	first := acquire(t, config(t, proxy.URL, "one", 9*time.Second))
+	again := acquireLater(t, config(t, srv.URL, "one", 9*time.Second))
 	proxy.OnPublish(func(natstest.Publish) natstest.Fate { return natstest.Lose })
 	if l := again.lease(t); !l.Held() || first.Held() {
 		t.Error("it is not had again")
@@ -301,9 +313,9 @@ func TestCutOff(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	first := acquire(t, config(t, proxy.URL, "one", 4*time.Second))
-	second := acquireLater(t, config(t, srv.URL, "two", 4*time.Second))
-	<-second.standby
+	first := acquire(t, config(t, proxy.URL, "one", 9*time.Second))
+	second := acquireLater(t, config(t, srv.URL, "two", 9*time.Second))
+	second.stands(t)
 	proxy.OnPublish(func(natstest.Publish) natstest.Fate { return natstest.Lose })
 	l := second.lease(t)
 	if first.Held() {
@@ -324,7 +336,7 @@ func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	l := acquire(t, config(t, proxy.URL, "one", 9*time.Second))
+	l := acquire(t, config(t, proxy.URL, "one", 15*time.Second))
 	var cuts atomic.Int64
 	proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
 		if strings.HasPrefix(p.Subject, "$KV.") && cuts.Add(1)%2 == 1 {
@@ -333,7 +345,7 @@ func TestLostAnswer(t *testing.T) {
 		return natstest.Pass
 	})
 	// Two were cut off, and more time than the lease lives is over.
-	for start := time.Now(); cuts.Load() < 5 || time.Since(start) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+	for start := time.Now(); cuts.Load() < 5 || time.Since(start) < 16*time.Second; time.Sleep(20 * time.Millisecond) {
 		if !l.Held() {
 			t.Fatalf("lost after %d renewals: %v", cuts.Load(), context.Cause(l.Context()))
 		}
@@ -344,14 +356,14 @@ func TestLostAnswer(t *testing.T) {
 func TestServerRestart(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	first := acquire(t, config(t, srv.URL, "one", 12*time.Second))
-	second := acquireLater(t, config(t, srv.URL, "two", 12*time.Second))
-	<-second.standby
+	first := acquire(t, config(t, srv.URL, "one", 20*time.Second))
+	second := acquireLater(t, config(t, srv.URL, "two", 20*time.Second))
+	second.stands(t)
 	began := time.Now()
 	srv.Restart()
 	js := srv.JetStream()
 	m, _ := key(t, js)
-	for seen := m.Sequence; m.Sequence < seen+2 || time.Since(began) < 13*time.Second; m, _ = key(t, js) {
+	for seen := m.Sequence; m.Sequence < seen+2 || time.Since(began) < 21*time.Second; m, _ = key(t, js) {
 		if !first.Held() {
 			t.Fatalf("lost: %v", context.Cause(first.Context()))
 		}
@@ -367,7 +379,7 @@ func TestServerRestart(t *testing.T) {
 func TestTakenByForce(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	l := acquire(t, config(t, srv.URL, "one", 6*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 15*time.Second))
 	kv, err := srv.JetStream().KeyValue(t.Context(), "zulip_bridge")
 	if err != nil {
 		t.Fatal(err)
@@ -389,7 +401,7 @@ func TestKeyDeleted(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	js := srv.JetStream()
-	l := acquire(t, config(t, srv.URL, "one", 6*time.Second))
+	l := acquire(t, config(t, srv.URL, "one", 9*time.Second))
 	kv, err := js.KeyValue(t.Context(), "zulip_bridge")
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +422,7 @@ func TestKeyDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-l.Context().Done()
-	if again := acquire(t, config(t, srv.URL, "two", 6*time.Second)); !again.Held() {
+	if again := acquire(t, config(t, srv.URL, "two", 9*time.Second)); !again.Held() {
 		t.Error("no lease in a bucket that was made again")
 	}
 }
@@ -420,7 +432,7 @@ func TestKeyDeleted(t *testing.T) {
 func TestPausedHolder(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	c := startChild(t, srv.URL, 4*time.Second)
+	c := startChild(t, srv.URL, 9*time.Second)
 	if got := c.held(t); got != "held true" {
 		t.Fatalf("the child says %q", got)
 	}
@@ -593,7 +605,7 @@ func TestUnsupported(t *testing.T) {
 			}
 			l := acquire(t, config(t, srv.URL, "one", 10*time.Second))
 			w := acquireLater(t, config(t, srv.URL, "two", 10*time.Second))
-			<-w.standby
+			w.stands(t)
 			if err := l.Release(t.Context()); err != nil {
 				t.Error(err)
 			}
@@ -625,7 +637,7 @@ func TestUnusableConfig(t *testing.T) {
 func TestNATSAway(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
-	cfg := config(t, srv.URL, "one", 2*time.Second)
+	cfg := config(t, srv.URL, "one", 10*time.Second)
 	cfg.Trouble = &health.Condition{}
 	srv.Stop()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -659,8 +671,10 @@ type script struct {
 	writes []*nats.Msg // of the key, in order
 }
 
-// startScript starts it. What write and read return is sent; nil is no answer.
-func startScript(t *testing.T, write func(n int, m *nats.Msg) *nats.Msg, read func(*nats.Msg) *nats.Msg) *script {
+// startScript starts it. What write and read return is sent; nil is no answer. Until the
+// lease is had, each write has to be acknowledged: an answer that comes too late is none,
+// and then there is another write.
+func startScript(t *testing.T, write, read func(*nats.Msg) *nats.Msg) *script {
 	t.Helper()
 	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
 	s := &script{url: srv.URL}
@@ -684,9 +698,8 @@ func startScript(t *testing.T, write func(n int, m *nats.Msg) *nats.Msg, read fu
 	subscribe("$KV.zulip_bridge.acme.lease", func(m *nats.Msg) *nats.Msg {
 		s.mu.Lock()
 		s.writes = append(s.writes, m)
-		n := len(s.writes)
 		s.mu.Unlock()
-		return write(n, m)
+		return write(m)
 	})
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
@@ -722,9 +735,10 @@ func stored(seq int, data []byte) *nats.Msg {
 // speed: a slow machine makes fewer.
 func TestLaggingReplica(t *testing.T) {
 	t.Parallel()
+	var had atomic.Bool
 	var own atomic.Pointer[nats.Msg]
-	s := startScript(t, func(n int, m *nats.Msg) *nats.Msg {
-		if n == 1 {
+	s := startScript(t, func(m *nats.Msg) *nats.Msg {
+		if !had.Load() {
 			own.Store(m)
 			return ack(7)
 		}
@@ -735,9 +749,10 @@ func TestLaggingReplica(t *testing.T) {
 		}
 		return absent()
 	})
-	const ttl = 3 * time.Second
+	const ttl = 6 * time.Second
 	start := time.Now()
 	l := acquire(t, config(t, s.url, "one", ttl))
+	had.Store(true)
 	<-l.Context().Done()
 	lasted := time.Since(start)
 	if lasted < ttl-100*time.Millisecond {
@@ -752,7 +767,7 @@ func TestLaggingReplica(t *testing.T) {
 // asks no faster than anybody else.
 func TestRefusedStandby(t *testing.T) {
 	t.Parallel()
-	s := startScript(t, func(int, *nats.Msg) *nats.Msg { return refusal() },
+	s := startScript(t, func(*nats.Msg) *nats.Msg { return refusal() },
 		func(*nats.Msg) *nats.Msg { return absent() })
 	const ttl = time.Second
 	cfg := config(t, s.url, "one", ttl)
@@ -779,14 +794,15 @@ func TestFarAway(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	proxy.Delay(500 * time.Millisecond)
+	proxy.Delay(1200 * time.Millisecond)
 	l := acquire(t, config(t, proxy.URL, "one", time.Second))
 	js := srv.JetStream()
 	m, _ := key(t, js)
 	for seen := m.Sequence; m.Sequence < seen+4; m, _ = key(t, js) {
-		// The key lives for four round trips, which last a second each.
+		// The key lives for four round trips, which last 2.4 s each. That leaves the holder
+		// four seconds after each renewal, for a machine that stands still for a while.
 		if life, err := time.ParseDuration(m.Header.Get("Nats-TTL")); err != nil ||
-			life < 4*time.Second && m.Sequence > seen {
+			life < 9*time.Second && m.Sequence > seen {
 			t.Fatalf("the key lives for %q", m.Header.Get("Nats-TTL"))
 		}
 		if !l.Held() {
@@ -795,7 +811,7 @@ func TestFarAway(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	second := acquireLater(t, config(t, srv.URL, "two", time.Second))
-	<-second.standby
+	second.stands(t)
 	if err := l.Release(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -833,9 +849,8 @@ var heldBy = []byte(`{"writer":"two","host":"elsewhere","id":"x"}`)
 func TestLaggingReplicaShowsThePreviousHolder(t *testing.T) {
 	t.Parallel()
 	var had atomic.Bool
-	s := startScript(t, func(n int, _ *nats.Msg) *nats.Msg {
-		if n == 1 {
-			had.Store(true)
+	s := startScript(t, func(*nats.Msg) *nats.Msg {
+		if !had.Load() {
 			return ack(7)
 		}
 		return refusal()
@@ -845,7 +860,8 @@ func TestLaggingReplicaShowsThePreviousHolder(t *testing.T) {
 		}
 		return absent()
 	})
-	l := acquire(t, config(t, s.url, "one", 2*time.Second))
+	l := acquire(t, config(t, s.url, "one", 6*time.Second))
+	had.Store(true)
 	<-l.Context().Done()
 	if cause := context.Cause(l.Context()); !strings.Contains(cause.Error(), "could not be renewed in time") {
 		t.Errorf("the cause is %v", cause)
@@ -861,15 +877,16 @@ func TestLaggingReplicaShowsThePreviousHolder(t *testing.T) {
 // key counts from the first of the two.
 func TestLateConfirmationCountsFromTheSending(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 6 * time.Second
+	var had atomic.Bool
 	var own atomic.Pointer[nats.Msg]
 	var second atomic.Pointer[time.Time]
-	s := startScript(t, func(n int, m *nats.Msg) *nats.Msg {
-		switch n {
-		case 1:
+	s := startScript(t, func(m *nats.Msg) *nats.Msg {
+		switch {
+		case !had.Load():
 			own.Store(m)
 			return ack(7)
-		case 2:
+		case second.Load() == nil:
 			now := time.Now()
 			second.Store(&now)
 			return &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`)}
@@ -885,6 +902,7 @@ func TestLateConfirmationCountsFromTheSending(t *testing.T) {
 		return stored(8, own.Load().Data)
 	})
 	l := acquire(t, config(t, s.url, "one", ttl))
+	had.Store(true)
 	<-l.Context().Done()
 	if limit := second.Load().Add(ttl); l.Deadline().After(limit) {
 		t.Errorf("the deadline is %v behind the end of the key", l.Deadline().Sub(limit))
@@ -895,7 +913,7 @@ func TestLateConfirmationCountsFromTheSending(t *testing.T) {
 func TestReleaseOfAnothersLease(t *testing.T) {
 	t.Parallel()
 	var taken atomic.Bool
-	s := startScript(t, func(_ int, m *nats.Msg) *nats.Msg {
+	s := startScript(t, func(m *nats.Msg) *nats.Msg {
 		if m.Header.Get("KV-Operation") == "" {
 			return ack(7)
 		}
