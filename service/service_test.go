@@ -182,7 +182,7 @@ func TestOutages(t *testing.T) {
 // rights starts a server with a user `bridge` of these permissions, and one who may do all.
 // The URL for the user "" names none.
 func rights(t testing.TB, permissions string) (url func(user string) string) {
-	p := natstest.StartProcess(t, fmt.Sprintf("authorization { users = [ { user: all, password: p }\n"+
+	p := natstest.StartProcess(t, fmt.Sprintf("authorization { timeout: 120, users = [ { user: all, password: p }\n"+
 		"{ user: bridge, password: p, permissions: { %s } } ] }", permissions))
 	return func(user string) string {
 		if user == "" {

@@ -288,7 +288,7 @@ func TestNKeyAndTLS(t *testing.T) {
 	pool.AddCert(ca)
 	srv := natstest.Start(t, func(o *server.Options) {
 		o.Nkeys = []*server.NkeyUser{{Nkey: public}}
-		o.TLS, o.TLSVerify, o.TLSTimeout = true, true, 10
+		o.TLS, o.TLSVerify = true, true
 		o.TLSConfig = &tls.Config{
 			Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}},
 			ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: pool,

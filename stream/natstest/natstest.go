@@ -41,6 +41,8 @@ func Start(t testing.TB, configure ...func(*server.Options)) *Server {
 	t.Helper()
 	opts := &server.Options{
 		Host: "127.0.0.1", Port: FreePort(t), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+		// The server's own 2 s end the connection of a client that a busy machine lets wait.
+		AuthTimeout: patience.Seconds(), TLSTimeout: patience.Seconds(),
 	}
 	for _, f := range configure {
 		f(opts)

@@ -120,9 +120,10 @@ func newProcess(t testing.TB, name string, port int, more string) *Process {
 	dir := t.TempDir()
 	p := &Process{URL: fmt.Sprintf("nats://127.0.0.1:%d", port), Name: name, t: t, dir: dir}
 	p.config = filepath.Join(dir, "nats-server.conf")
+	// An authorization in more takes the place of this one.
 	text := fmt.Sprintf("listen: \"127.0.0.1:%d\"\nserver_name: %s\njetstream { store_dir: %q }\nlog_file: "+
-		"%q\n%s\n", port, name,
-		filepath.Join(dir, "store"), p.LogFile(), more)
+		"%q\nauthorization { timeout: %v }\n%s\n", port, name,
+		filepath.Join(dir, "store"), p.LogFile(), patience.Seconds(), more)
 	if err := os.WriteFile(p.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
