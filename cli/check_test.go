@@ -101,7 +101,7 @@ func TestCheckOfAGoodSetUp(t *testing.T) {
 	looked := func(more ...string) []finding {
 		t.Helper()
 		before := l.left()
-		list, code := l.finds()
+		list, code := l.finds("--wait", "1m")
 		if code != 0 || len(with(list, "fail"))+len(with(list, "warn")) > 0 {
 			t.Errorf("exit code %d, and %v %v", code, with(list, "fail"), with(list, "warn"))
 		}
@@ -369,7 +369,7 @@ func TestCheckWarns(t *testing.T) {
 			if test.harm != nil {
 				test.harm(l)
 			}
-			list, code := l.finds(args...)
+			list, code := l.finds(append(args, "--wait", "1m")...)
 			warned := with(list, "warn")
 			if code != 0 || len(with(list, "fail")) > 0 || len(warned) != 1 {
 				t.Fatalf("exit code %d, crosses %v, warnings %v", code, with(list, "fail"), warned)

@@ -301,14 +301,15 @@ func waitFor(ctx context.Context, ready func() bool) bool {
 // demoStream is the stream that the bridge makes.
 const demoStream = "ZULIP_demo"
 
-// reader is a connection of somebody who reads, for whom NATS may come and go.
+// reader is a connection of somebody who reads, for whom NATS may come and go, on a machine
+// that may be busy.
 func reader(url string) (jetstream.JetStream, error) {
 	nc, err := nats.Connect(url, nats.Name("zulip-nats demo subscriber"), nats.MaxReconnects(-1),
-		nats.ReconnectWait(100*time.Millisecond))
+		nats.ReconnectWait(100*time.Millisecond), nats.Timeout(demoPatience/2))
 	if err != nil {
 		return nil, err
 	}
-	return jetstream.New(nc)
+	return jetstream.New(nc, jetstream.WithDefaultTimeout(demoPatience/2))
 }
 
 // subscribe reads the stream from its beginning, as `tail` does, until ctx ends. It prints

@@ -166,10 +166,7 @@ func storedIn(t *testing.T, dir string) (all []*nats.Msg) {
 		t.Fatal(err)
 	}
 	defer server.Shutdown()
-	nc, err := nats.Connect(server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
+	nc := natstest.Connect(t, server.URL())
 	defer nc.Close()
 	stream, err := natstest.JetStream(t, nc).Stream(t.Context(), "ZULIP_demo")
 	if err != nil {

@@ -221,7 +221,7 @@ func TestTLSFirstAndPrefixes(t *testing.T) {
 	defer web.Close()
 	srv := natstest.Start(t, func(o *server.Options) {
 		o.TLSConfig = &tls.Config{Certificates: web.TLS.Certificates}
-		o.TLS, o.TLSHandshakeFirst, o.TLSTimeout = true, true, 10
+		o.TLS, o.TLSHandshakeFirst = true, true
 		o.Users = []*server.User{{Username: "bridge", Password: someToken, Permissions: &server.Permissions{
 			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX_zulip.>", "$JS.EVENT.>"}}}}}
 	})

@@ -130,6 +130,9 @@ func TestHTTPOfAnIdleRealm(t *testing.T) {
 func (s *story) health(code int, says string, args ...string) {
 	s.Helper()
 	e := s.runs(append([]string{"health"}, args...)...)
+	for end := time.Now().Add(2 * time.Minute); strings.Contains(e.stderr, "no answer for ") && time.Now().Before(end); {
+		e = s.runs(append([]string{"health"}, args...)...) // a busy machine
+	}
 	text := e.stdout + strings.TrimPrefix(e.stderr, "zulip-nats: ")
 	if e.code != code || !strings.HasPrefix(text, says) || strings.Count(text, "\n") != 1 || (e.stdout == "") != (code != 0) {
 		s.Errorf("health %v: exit code %d, stdout %q, stderr %q", args, e.code, e.stdout, e.stderr)
