@@ -40,7 +40,7 @@ func (s *script) fastServer(final func(batch string, n int, m *nats.Msg)) {
 
 // unanswered is how long a test waits for an answer that does not come. The answers that
 // do come have to be faster, on a busy machine too.
-const unanswered = 3 * time.Second
+const unanswered = 6 * time.Second
 
 // isFast says whether a write went by fast ingest.
 func isFast(m *nats.Msg) bool { return strings.HasSuffix(m.Reply, ".$FI") }
