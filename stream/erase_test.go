@@ -45,6 +45,18 @@ func onDisk(t testing.TB, dir, text string) (files []string) {
 // secret is a text that no compression makes shorter.
 func secret(n int) string { return fmt.Sprintf("%x", random(16)) + fmt.Sprint(n) }
 
+// patiently does again what a busy machine has not answered in time: to erase makes the
+// server write a block of 8 MiB anew, and to read what it has compressed takes one apart.
+func patiently(t testing.TB, what string, f func() error) error {
+	t.Helper()
+	var err error
+	natstest.Eventually(t, "an answer in time to "+what, func() bool {
+		err = f()
+		return kindOf(err) != stream.Unavailable && kindOf(err) != stream.Unclear
+	})
+	return err
+}
+
 // TestErase: what is erased is in no file of the server any more, in the newest block and
 // in older ones, which are compressed; what stands beside it is.
 func TestErase(t *testing.T) {
@@ -77,7 +89,8 @@ func TestErase(t *testing.T) {
 					continue
 				}
 				for range 2 { // the second time it is not there
-					if err := s.Erase(t.Context(), s.Epoch(), uint64(2*n+1)); err != nil {
+					err := patiently(t, "erasing", func() error { return s.Erase(t.Context(), s.Epoch(), uint64(2*n+1)) })
+					if err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -89,7 +102,11 @@ func TestErase(t *testing.T) {
 					if erased := n%2 == 1; erased != (len(files) == 0) {
 						t.Errorf("%s: text %d, erased %v, is in the files %v", when, n, erased, files)
 					}
-					m, err := s.At(t.Context(), uint64(2*n+1))
+					var m *stream.Stored
+					err := patiently(t, "reading", func() (err error) {
+						m, err = s.At(t.Context(), uint64(2*n+1))
+						return err
+					})
 					if err != nil || (m == nil) != (n%2 == 1) {
 						t.Errorf("%s: the stream has message %d: %v, %v", when, n, m != nil, err)
 					}
@@ -123,7 +140,7 @@ func TestEraseReplicated(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, seq := range []uint64{2, 2, 99} {
-		if err := s.Erase(t.Context(), s.Epoch(), seq); err != nil {
+		if err := patiently(t, "erasing", func() error { return s.Erase(t.Context(), s.Epoch(), seq) }); err != nil {
 			t.Errorf("message %d: %v", seq, err)
 		}
 	}
@@ -147,11 +164,12 @@ func TestEraseObject(t *testing.T) {
 	one, two, before := secret(1), secret(2), secret(3)
 	large := func(text string) []byte { return []byte(strings.Repeat(text+"\n", 20_000)) }
 	for name, text := range map[string]string{"acme/q/1": before, "acme/q/2": two} {
-		if err := s.PutObject(t.Context(), name, large(text)); err != nil {
+		if err := patiently(t, "storing", func() error { return s.PutObject(t.Context(), name, large(text)) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.PutObject(t.Context(), "acme/q/1", large(one)); err != nil {
+	err := patiently(t, "storing", func() error { return s.PutObject(t.Context(), "acme/q/1", large(one)) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	if files := onDisk(t, srv.StoreDir(), before); len(files) > 0 {
@@ -164,7 +182,8 @@ func TestEraseObject(t *testing.T) {
 		t.Fatal("the object is in no file: nothing would be shown")
 	}
 	for range 2 {
-		if err := s.EraseObject(t.Context(), s.Epoch(), "acme/q/1"); err != nil {
+		err := patiently(t, "erasing", func() error { return s.EraseObject(t.Context(), s.Epoch(), "acme/q/1") })
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
