@@ -36,8 +36,16 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// dial is a connection as the program has it.
+// dial is a connection as the program has it, which is up.
 func dial(t testing.TB, cfg stream.ConnectConfig) (*stream.Conn, *natstest.Buffer) {
+	t.Helper()
+	conn, log := dialLater(t, cfg)
+	natstest.Eventually(t, "a connection", conn.IsConnected)
+	return conn, log
+}
+
+// dialLater is one that may not be up yet.
+func dialLater(t testing.TB, cfg stream.ConnectConfig) (*stream.Conn, *natstest.Buffer) {
 	t.Helper()
 	log := &natstest.Buffer{}
 	cfg.Log = zerolog.New(log)
@@ -151,7 +159,7 @@ func TestProtocol(t *testing.T) {
 func TestOutages(t *testing.T) {
 	port := natstest.FreePort(t)
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
-	conn, log := dial(t, stream.ConnectConfig{URL: url})
+	conn, log := dialLater(t, stream.ConnectConfig{URL: url})
 	stop := start(conn, log, "one", "1.2.3", realm("acme")) // and no NATS yet
 	s := natstest.Start(t, func(o *server.Options) { o.Port = port })
 	asks, _ := dial(t, stream.ConnectConfig{URL: url})
@@ -283,7 +291,6 @@ func TestMayNotAsk(t *testing.T) {
 		`subscribe: ["nothing"], publish: ["zulip-nats.status"]`: "the right to subscribe to its inbox",
 	} {
 		conn, _ := dial(t, stream.ConnectConfig{URL: rights(t, permissions)("bridge")})
-		natstest.Eventually(t, "a connection", conn.IsConnected)
 		if found, err := service.Ask(t.Context(), conn, patience, nil); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("with %s: %v, %v; want %q", permissions, found, err, says)
 		}
@@ -295,7 +302,6 @@ func TestMayNotAsk(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
 	conn, log := dial(t, stream.ConnectConfig{URL: s.URL})
-	natstest.Eventually(t, "a connection", conn.IsConnected)
 	wordy := realm("acme")
 	wordy.Wrong = map[string]health.State{}
 	for _, side := range []string{bridge.SideNATS, bridge.SideZulip, bridge.SideLease, bridge.SideObjects} {

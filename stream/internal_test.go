@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -179,7 +180,9 @@ func TestRoomForAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	s, err := Open(t.Context(), conn, Config{Realm: "acme", Filter: "zulip.acme.>", Path: PathFast})
+	natstest.Eventually(t, "the connection", conn.IsConnected)
+	s, err := Open(t.Context(), conn, Config{Realm: "acme", Filter: "zulip.acme.>", Path: PathFast,
+		AckTimeout: 30 * time.Second}) // a busy machine takes its time for 5000 messages
 	if err != nil {
 		t.Fatal(err)
 	}

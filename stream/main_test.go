@@ -34,9 +34,12 @@ func connectTo(t testing.TB, cfg stream.ConnectConfig) *stream.Conn {
 	return nc
 }
 
+// connect is one that is up: the first attempt may take a busy machine too long.
 func connect(t testing.TB, url string) *stream.Conn {
 	t.Helper()
-	return connectTo(t, stream.ConnectConfig{URL: url, Name: t.Name(), Log: natstest.Log(t)})
+	nc := connectTo(t, stream.ConnectConfig{URL: url, Name: t.Name(), Log: natstest.Log(t)})
+	natstest.Eventually(t, "the connection", nc.IsConnected)
+	return nc
 }
 
 // open opens the realm's stream, waiting until NATS is ready for it.
