@@ -203,9 +203,12 @@ func TestReplicatedStream(t *testing.T) {
 func TestNoQuorum(t *testing.T) {
 	t.Parallel()
 	c := natstest.StartCluster(t, 3)
-	// All connections are to the server that stays, and so a cursor outlives the others' end.
-	nc := connect(t, c[0].URL)
-	js := c[0].JetStream()
+	// The server that stays leads the cluster: where the cluster lives for longer than ten
+	// seconds, as on a slow machine, a server that knows no leader of it refuses to read. All
+	// connections are to that server, and so a cursor outlives the others' end.
+	stays := c.Leader()
+	nc := connect(t, stays.URL)
+	js := stays.JetStream()
 	type realm struct {
 		name      string
 		first     *stream.Stream
@@ -230,20 +233,27 @@ func TestNoQuorum(t *testing.T) {
 		cfg := stream.Config{Filter: r.name + ".acme.>", Name: r.name, Path: r.path}
 		patient := open(t, nc, cfg)
 		cfg.AckTimeout = time.Second
-		now := &realm{name: r.name, first: open(t, nc, cfg), second: open(t, connect(t, c[0].URL), cfg),
+		now := &realm{name: r.name, first: open(t, nc, cfg), second: open(t, connect(t, stays.URL), cfg),
 			dedicated: dedicated}
 		var err error
 		if now.cursor, err = patient.Append(t.Context(), stream.Cursor{}, on(r.name, messages(0, 1))); err != nil {
 			t.Fatal(err)
 		}
 		realms = append(realms, now)
-		c.MoveLeader(r.name, c[0])
 	}
+	for leader := c.Leader(); leader != stays; leader = c.Leader() {
+		leader.Restart() // another one was elected meanwhile
+		c.WaitForLeader()
+	}
+	for _, r := range realms {
+		c.MoveLeader(r.name, stays)
+	}
+	others := slices.DeleteFunc(slices.Clone(c), func(s *natstest.Server) bool { return s == stays })
 	// Now all at the same time: a leader that has heard of no other server for ten seconds
 	// gives up its place.
 	var stopping sync.WaitGroup
-	stopping.Go(c[1].Stop)
-	stopping.Go(c[2].Stop)
+	stopping.Go(others[0].Stop)
+	stopping.Go(others[1].Stop)
 	stopping.Wait()
 	type outcome struct {
 		cursor              stream.Cursor
@@ -274,8 +284,8 @@ func TestNoQuorum(t *testing.T) {
 		}
 		want(t, o.second, stream.Refused)
 	}
-	c[1].Restart()
-	c[2].Restart()
+	others[0].Restart()
+	others[1].Restart()
 	for _, r := range realms {
 		if err := follow(withTimeout(t, 2*time.Minute), r.second, 20, 10, func(int) {}, r.name); err != nil {
 			t.Fatalf("%s: %v", r.name, err)

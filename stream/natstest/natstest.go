@@ -201,6 +201,21 @@ func (c Cluster) WaitForLeader() {
 	})
 }
 
+// Leader returns the server that leads the cluster, waiting until there is one.
+func (c Cluster) Leader() *Server {
+	c[0].t.Helper()
+	var leader *Server
+	Eventually(c[0].t, "a leader of the cluster", func() bool {
+		for _, s := range c {
+			if s.srv.Running() && s.srv.JetStreamIsLeader() {
+				leader = s
+			}
+		}
+		return leader != nil
+	})
+	return leader
+}
+
 const stepDown = "$JS.API.STREAM.LEADER.STEPDOWN." // API subject
 
 // StreamLeader returns the server that leads a stream of the global account, waiting
