@@ -73,8 +73,9 @@ func TestContract(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(conn.Close)
-				s, err := stream.Open(t.Context(), conn,
-					stream.Config{Realm: "acme", Filter: filter, Name: name, Path: path})
+				natstest.Eventually(t, "the connection", conn.IsConnected)
+				s, err := stream.Open(t.Context(), conn, stream.Config{Realm: "acme", Filter: filter, Name: name, Path: path,
+					AckTimeout: 30 * time.Second}) // a busy machine answers late
 				if err != nil {
 					t.Fatal(err)
 				}
