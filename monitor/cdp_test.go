@@ -236,13 +236,6 @@ func (b *browser) picture() []byte {
 	return png
 }
 
-// requests is how many there were since the last call of complaints.
-func (b *browser) requests() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.asked)
-}
-
 // complaints are what came since the last call: everything that the console said, and all
 // requests to elsewhere than origin.
 func (b *browser) complaints(origin string) []string {
