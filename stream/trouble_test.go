@@ -279,18 +279,42 @@ func TestTTLThatTheStreamDoesNotTake(t *testing.T) {
 func TestPathSwitchedOff(t *testing.T) {
 	srv := natstest.Start(t)
 	js := srv.JetStream()
-	s := open(t, connect(t, srv.URL), stream.Config{})
-	cursor := acked(t, s)
+	nc := connect(t, srv.URL)
+	s := open(t, nc, stream.Config{})
+	// A machine that stands still while the way is measured makes it seem long, and then
+	// batches are atomic. It is measured again on the next connection.
+	var cursor stream.Cursor
+	n := 0
+	natstest.Eventually(t, "a batch that goes by fast ingest", func() bool {
+		var err error
+		if cursor, err = s.Append(t.Context(), last(t, s), messages(n, 3)); err != nil {
+			t.Fatal(err)
+		}
+		n += 3 // the first goes alone
+		m, err := s.At(t.Context(), cursor.Seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Header["Nats-Batch-Id"] == nil {
+			return true
+		}
+		epoch := s.Epoch()
+		if err := nc.ForceReconnect(); err != nil {
+			t.Fatal(err)
+		}
+		natstest.Eventually(t, "another connection", func() bool { return reconnected(nc, s, epoch) })
+		return false
+	})
 	edit(t, js, func(c *jetstream.StreamConfig) { c.AllowBatchPublish = false })
-	_, err := s.Append(t.Context(), cursor, messages(1, 10))
+	_, err := s.Append(t.Context(), cursor, messages(n, 10))
 	want(t, err, stream.Unavailable, "10205", "another path")
 	edit(t, js, func(c *jetstream.StreamConfig) { c.AllowAtomicPublish = false })
-	_, err = s.Append(t.Context(), cursor, messages(1, 10))
+	_, err = s.Append(t.Context(), cursor, messages(n, 10))
 	want(t, err, stream.Unavailable, "10174", "another path")
-	if _, err := s.Append(t.Context(), cursor, messages(1, 10)); err != nil {
+	if _, err := s.Append(t.Context(), cursor, messages(n, 10)); err != nil {
 		t.Fatal(err)
 	}
-	if got := contents(t, s); !slices.Equal(got, ids(0, 11)) {
+	if got := contents(t, s); !slices.Equal(got, ids(0, n+10)) {
 		t.Errorf("the stream holds %v", got)
 	}
 }
