@@ -40,7 +40,7 @@ func TestConfirmedLate(t *testing.T) {
 
 // The same for the answer to the write that took the lease.
 func TestAcquiredLate(t *testing.T) {
-	if l := newLease(bucket{}, Holder{}, 1, deadlineAfter(time.Now(), -time.Millisecond)); l != nil {
+	if l := newLease(bucket{}, Holder{}, 1, time.Now().Add(-time.Second), 999*time.Millisecond); l != nil {
 		l.stop()
 		t.Error("a lease was had that is over")
 	}
@@ -89,6 +89,21 @@ func TestParseHolder(t *testing.T) {
 	}
 	if h := parseHolder(nats.Header{"KV-Operation": {"DEL"}}, []byte(good)); h != nil {
 		t.Errorf("a deleted key is read as %+v", h)
+	}
+}
+
+// A renewal leaves at a third of the key's life, counted from when the last write was sent,
+// however long its answer took, and never at once.
+func TestPauseCountsFromTheSending(t *testing.T) {
+	l := held(time.Hour)
+	l.cfg.TTL = 9 * time.Second
+	for _, test := range []struct{ took, least, most time.Duration }{
+		{0, 900 * time.Millisecond, 3 * time.Second}, {2 * time.Second, 900 * time.Millisecond, time.Second},
+		{8 * time.Second, 900 * time.Millisecond, 900 * time.Millisecond},
+	} {
+		if got := l.pause(time.Now().Add(-test.took), 9*time.Second); got < test.least || got > test.most {
+			t.Errorf("behind an answer that took %v it waits %v", test.took, got)
+		}
 	}
 }
 

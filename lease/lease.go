@@ -242,8 +242,7 @@ func (c *contender) look(ctx context.Context) (l *Lease, other *Holder, err erro
 		}
 	}
 	c.me.Since = time.Now().UTC().Round(time.Millisecond)
-	life := c.life()
-	until := deadlineAfter(time.Now(), life)
+	life, sent := c.life(), time.Now()
 	revision, err := c.write(ctx, c.me, now.revision, life)
 	if err != nil {
 		return nil, nil, err
@@ -252,7 +251,7 @@ func (c *contender) look(ctx context.Context) (l *Lease, other *Holder, err erro
 		logevent.LeaseTakenOver.Info(c.cfg.Log).Str("holder", now.holder.Writer).Int("pid", now.holder.PID).
 			Msg("took the lease over at once: the process that held it is gone")
 	}
-	return newLease(c.bucket, c.me, revision, until), nil, nil
+	return newLease(c.bucket, c.me, revision, sent, life), nil, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -267,9 +266,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// newLease starts the renewing; nil if the deadline has passed, as after a long wait for
-// the answer.
-func newLease(b bucket, me Holder, revision uint64, d deadline) *Lease {
+// newLease starts the renewing of a key that lives so long from when it was sent; nil if
+// that is over, as after a long wait for the answer.
+func newLease(b bucket, me Holder, revision uint64, sent time.Time, life time.Duration) *Lease {
+	d := deadlineAfter(sent, life)
 	if d.passed() {
 		return nil
 	}
@@ -279,7 +279,7 @@ func newLease(b bucket, me Holder, revision uint64, d deadline) *Lease {
 	l.mu.Lock()
 	l.expiry = time.AfterFunc(time.Until(d.mono), l.expire)
 	l.mu.Unlock()
-	l.done.Go(func() { l.renew(renewing) })
+	l.done.Go(func() { l.renew(renewing, l.pause(sent, life)) })
 	return l
 }
 
@@ -378,15 +378,12 @@ func (l *Lease) lose(why string) {
 // what a read shows is no reason to write again at once. Six more writes fit in what is
 // left of the life after the first that was refused, and a tenth is as long as those who
 // stand by wait, so nobody is favoured if the key is gone.
-func (l *Lease) renew(ctx context.Context) {
-	life := l.life()
-	wait := life / renewals
+func (l *Lease) renew(ctx context.Context, wait time.Duration) {
 	// unconfirmed is the end of the first of the renewals that nobody confirmed since the
 	// last that was. It is the earliest of them.
 	var unconfirmed deadline
 	for sleep(ctx, wait) == nil {
-		life = l.life()
-		sent := time.Now()
+		life, sent := l.life(), time.Now()
 		until := deadlineAfter(sent, life)
 		if unconfirmed.mono.IsZero() || until.mono.Before(unconfirmed.mono) {
 			unconfirmed = until
@@ -397,8 +394,7 @@ func (l *Lease) renew(ctx context.Context) {
 			if !l.confirm(revision, until) {
 				return
 			}
-			// Counted from the sending, since the answer may have taken longer than that.
-			wait, unconfirmed = max(life/renewals-time.Since(sent), l.cfg.TTL/looks), deadline{}
+			wait, unconfirmed = l.pause(sent, life), deadline{}
 			continue
 		}
 		if ctx.Err() != nil {
@@ -441,6 +437,13 @@ func (l *Lease) renew(ctx context.Context) {
 		l.revision = now.revision
 		l.mu.Unlock()
 	}
+}
+
+// pause is how long to wait with the next renewal, when one was confirmed that lets the key
+// live so long. It counts from the sending, since the answer may have taken longer than a
+// third of that.
+func (l *Lease) pause(sent time.Time, life time.Duration) time.Duration {
+	return max(life/renewals-time.Since(sent), l.cfg.TTL/looks)
 }
 
 // before takes note that a renewal is about to leave which makes the key live until then,

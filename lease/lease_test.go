@@ -794,15 +794,15 @@ func TestFarAway(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t)
 	proxy := natstest.NewProxy(t, srv.URL)
-	proxy.Delay(1200 * time.Millisecond)
+	proxy.Delay(1600 * time.Millisecond)
 	l := acquire(t, config(t, proxy.URL, "one", time.Second))
 	js := srv.JetStream()
 	m, _ := key(t, js)
-	for seen := m.Sequence; m.Sequence < seen+4; m, _ = key(t, js) {
-		// The key lives for four round trips, which last 2.4 s each. That leaves the holder
-		// four seconds after each renewal, for a machine that stands still for a while.
+	for seen := m.Sequence; m.Sequence < seen+3; m, _ = key(t, js) {
+		// The key lives for four round trips, which last 3.2 s each. That leaves the holder
+		// five seconds with each renewal, for a machine that stands still again and again.
 		if life, err := time.ParseDuration(m.Header.Get("Nats-TTL")); err != nil ||
-			life < 9*time.Second && m.Sequence > seen {
+			life < 12*time.Second && m.Sequence > seen {
 			t.Fatalf("the key lives for %q", m.Header.Get("Nats-TTL"))
 		}
 		if !l.Held() {
