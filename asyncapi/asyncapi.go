@@ -58,7 +58,7 @@ type place struct {
 // places are those of the events of one type. A layout of subjects that puts a type in
 // several places has them here, and nowhere else.
 func (c *Config) places(typ string) ([]place, error) {
-	subject, err := c.Realm.Event(typ)
+	subject, err := c.Realm.By(subjects.ByType).Event(typ, subjects.Nowhere)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +267,7 @@ func (d *document) others() {
 	head := whole(d.rules(live, map[string]string{events.HeaderOrigin: events.OriginLive}))
 	d.message("event.other", "an event of another type", "An event of a type that is not known here.", head,
 		ref("components", "schemas", "event.other"))
-	d.channel(place{channel: "other", address: strings.TrimSuffix(d.Realm.Events(), "*") + "{type}",
+	d.channel(place{channel: "other", address: strings.TrimSuffix(d.Realm.All(), ">") + "{type}",
 		about: "Events of types that came with newer servers."},
 		object{"type": object{"description": "The event's type."}}, "event.other", "stub")
 }

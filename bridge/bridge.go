@@ -177,10 +177,9 @@ type Bridge struct {
 
 // New makes a Bridge. It asks nothing of anybody yet.
 func New(cfg Config) *Bridge {
-	subject, _ := cfg.Realm.Event("message") // no error: "message" is a token
 	b := &Bridge{cfg: cfg, poller: cfg.Poller}
 	b.tail = tail{
-		realm: cfg.Realm, messageSubject: subject, writer: cfg.Writer, log: cfg.Log,
+		realm: cfg.Realm, onMessages: cfg.Realm.Type("message"), writer: cfg.Writer, log: cfg.Log,
 		reopen:  cfg.Open,
 		fits:    b.bigEnough,
 		expires: cfg.Poller.Expires,

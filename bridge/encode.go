@@ -6,10 +6,12 @@ import (
 	"zulip-nats/events"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
+	"zulip-nats/subjects"
 )
 
 // encode makes what is stored for an event that follows a position: the event itself, or
-// a record in its place. ok is false where nothing is. It asks nobody; whether the
+// a record in its place. ok is false where nothing is. It asks nobody, and where its
+// subject has to be looked up, loadPlaces comes before; whether the
 // message fits is for the caller to see. The headers are appended to all, which saves an
 // allocation for each event.
 func (b *Bridge) encode(ev *poller.Event, at poller.Position, all *[]stream.Header) (e entry, ok bool, err error) {
@@ -19,7 +21,11 @@ func (b *Bridge) encode(ev *poller.Event, at poller.Position, all *[]stream.Head
 	if ev.Size > int64(len(ev.Raw)) {
 		return b.rejection(ev, at, fmt.Sprintf("%d bytes are more than this bridge keeps in memory", ev.Size))
 	}
-	subject, err := b.realm.Event(ev.Type)
+	var where subjects.Place
+	if b.byPlace() {
+		where = b.placeOf(ev)
+	}
+	subject, err := b.realm.Event(ev.Type, where)
 	if err != nil {
 		return b.rejection(ev, at, err.Error())
 	}

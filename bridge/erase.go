@@ -277,10 +277,7 @@ func (b *Bridge) deletions(ctx context.Context, from uint64, until *stream.Store
 	if from > until.Seq {
 		return nil, nil
 	}
-	subject, err := b.realm.Event("delete_message")
-	if err != nil {
-		return nil, err
-	}
+	subject := b.realm.Type("delete_message")
 	seen := map[uint64]bool{}
 	f := func(m *stream.Stored) error {
 		seen[m.Seq] = true
@@ -319,7 +316,7 @@ func (b *Bridge) lacking(ctx context.Context, from uint64, until *stream.Stored,
 	f func(*stream.Stored) error, on ...string) error {
 	seqs := map[uint64]bool{}
 	err := b.recent(ctx, until, func(m *stream.Stored) error {
-		if m.Seq >= from && m.Seq <= until.Seq && slices.Contains(on, m.Subject) {
+		if m.Seq >= from && m.Seq <= until.Seq && slices.ContainsFunc(on, func(filter string) bool { return subjects.Covers(filter, m.Subject) }) {
 			seqs[m.Seq] = true
 		}
 		return nil
@@ -397,11 +394,7 @@ func (b *Bridge) indexUpTo(ctx context.Context, newest *stream.Stored, until tim
 	x.forget(info.FirstSeq)
 	var on []string
 	for _, kind := range erasedTypes {
-		subject, err := b.realm.Event(kind)
-		if err != nil {
-			return false, err
-		}
-		on = append(on, subject)
+		on = append(on, b.realm.Type(kind))
 	}
 	on = append(on, b.realm.Record(subjects.Rejected))
 	f := func(m *stream.Stored) error {
@@ -448,7 +441,7 @@ func (b *Bridge) indexSlice(ctx context.Context, on []string, from, to, lowest u
 	x := b.erasing.index
 	had := len(x.seqs)
 	for _, subject := range on {
-		headersOnly := subject == b.messageSubject
+		headersOnly := subject == b.onMessages
 		if err := b.stream.Scan(ctx, subject, stream.Start{Seq: from}, to, headersOnly, f); err != nil {
 			return err
 		}

@@ -188,12 +188,15 @@ func (b *Bridge) loadRecord(ctx context.Context, p resumePoint) (*events.Queue, 
 		return nil, err
 	}
 	if r == nil {
+		if err := b.laidOut(ctx); err != nil {
+			return nil, err
+		}
 		logevent.QueueRecordGone.Warn(b.log).Str("queue", p.at.Queue).
 			Msg("the record of this queue is not in the stream any more: taking it as registered with the options " +
 				"and the life that are configured")
 		r = b.assume(p)
 	}
-	if r, err = b.belongs(r); err != nil {
+	if r, err = b.belongs(ctx, r); err != nil {
 		return nil, err
 	}
 	b.record = r
@@ -214,7 +217,7 @@ func (b *Bridge) assume(p resumePoint) *events.Queue {
 	account := b.account()
 	unknown := events.MessageIDs{Own: events.Unknown, Public: events.Unknown}
 	r := &events.Queue{Record: events.RecordQueue, QueueID: p.at.Queue, Site: b.cfg.Site, Account: account,
-		Options: b.poller.Options.JSON(),
+		Options: b.poller.Options.JSON(), Subjects: layoutName(b.realm),
 		Assumed: true, LifeSeconds: cmp.Or(b.poller.Options.Life, poller.DefaultLife).Seconds(), Newest: unknown}
 	if p.phase == phasePoll && p.at.Last < 0 {
 		// Nothing was polled yet: what the stream holds of messages, it held before.

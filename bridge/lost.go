@@ -79,14 +79,18 @@ func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, 
 	if refused != nil {
 		body.Zulip = refused.Error()
 	}
-	m, err := b.lastOn(ctx, b.realm.Events()) // not the newest of all: that is our own record of this start
+	newest := uint64(0)
+	for _, filter := range b.realm.Events() { // not the newest of all: that is our own record of this start
+		m, err := b.lastOn(ctx, filter)
+		if err != nil {
+			return err
+		}
+		if m != nil && m.Seq > newest {
+			newest, body.LastStored = m.Seq, m.Time.UTC()
+		}
+	}
+	m, err := b.lastOn(ctx, b.onMessages)
 	if err != nil {
-		return err
-	}
-	if m != nil {
-		body.LastStored = m.Time.UTC()
-	}
-	if m, err = b.lastOn(ctx, b.messageSubject); err != nil {
 		return err
 	}
 	if m != nil {
@@ -156,7 +160,7 @@ func (b *Bridge) registerNext(ctx context.Context, p resumePoint) error {
 	if err != nil {
 		return err
 	}
-	if before, err = b.belongs(before); err != nil {
+	if before, err = b.belongs(ctx, before); err != nil {
 		return err
 	}
 	r, err := b.registerPatiently(ctx, events.WhyLost)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"zulip-nats/poller"
+	"zulip-nats/subjects"
 )
 
 // BenchmarkPlaces is what a look-up costs, of a reaction among as many messages as are
@@ -15,7 +16,7 @@ func BenchmarkPlaces(b *testing.B) {
 	runtime.ReadMemStats(&before)
 	p := new(places)
 	for id := range int64(3 * placesMost) {
-		p.note(id, id%50+1)
+		p.note(id, subjects.Place(id%50+1))
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -36,7 +37,7 @@ func TestPlaces(t *testing.T) {
 	p := new(places)
 	p.note(1, 5)
 	p.note(1, 6)
-	p.note(2, directPlace)
+	p.note(2, subjects.Direct)
 	for _, test := range []struct {
 		ids  []int64
 		want bool
@@ -45,15 +46,15 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("%v: %v, want %v", test.ids, got, test.want)
 		}
 	}
-	if p.channel[1] != 6 || len(p.order) != 2 {
-		t.Errorf("%v, %v", p.channel, p.order)
+	if p.at[1] != 6 || len(p.order) != 2 {
+		t.Errorf("%v, %v", p.at, p.order)
 	}
 	for id := range int64(placesMost) {
 		p.note(100+id, 7)
 	}
-	if p.inChannels([]int64{1}) || !p.inChannels([]int64{100, 100 + placesMost - 1}) || len(p.channel) != placesMost ||
+	if p.inChannels([]int64{1}) || !p.inChannels([]int64{100, 100 + placesMost - 1}) || len(p.at) != placesMost ||
 		len(p.order) != placesMost {
-		t.Errorf("%d places in a ring of %d, of at most %d", len(p.channel), len(p.order), placesMost)
+		t.Errorf("%d places in a ring of %d, of at most %d", len(p.at), len(p.order), placesMost)
 	}
 	p.note(1, 5)
 	if p.inChannels([]int64{100}) || !p.inChannels([]int64{1, 101}) {

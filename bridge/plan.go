@@ -255,7 +255,7 @@ func (b *Bridge) planRefill(ctx context.Context, r *events.Queue, opened *events
 // newestHeld reads back the newest messages of the stream, oldest first, until they
 // suffice for [settled], or all of them.
 func (b *Bridge) newestHeld(ctx context.Context) (held []heldMessage, all bool, err error) {
-	until, err := b.lastOn(ctx, b.messageSubject)
+	until, err := b.lastOn(ctx, b.onMessages)
 	if err != nil || until == nil {
 		return nil, true, err
 	}
@@ -264,7 +264,7 @@ func (b *Bridge) newestHeld(ctx context.Context) (held []heldMessage, all bool, 
 		from := stream.Start{Seq: max(1, until.Seq-min(until.Seq, back))}
 		err := b.patiently(ctx, func() error {
 			held = held[:0]
-			return b.stream.Scan(ctx, b.messageSubject, from, until.Seq, false, func(m *stream.Stored) error {
+			return b.stream.Scan(ctx, b.onMessages, from, until.Seq, false, func(m *stream.Stored) error {
 				if id, ok := headerInt(m, events.HeaderMessageID); ok {
 					held = append(held, heldMessage{seq: m.Seq, id: id, sent: sentAt(m.Data),
 						live: header(m, events.HeaderOrigin) == events.OriginLive})

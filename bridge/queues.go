@@ -65,7 +65,7 @@ func (b *Bridge) register(ctx context.Context, why string) (*events.Queue, error
 	b.state.queue, b.state.told, b.state.asked = reg.QueueID, reg.State, time.Now()
 	account := b.account()
 	r := &events.Queue{Record: events.RecordQueue, Why: why, QueueID: reg.QueueID, Site: b.cfg.Site, Account: account,
-		Options:      b.poller.Options.JSON(),
+		Options: b.poller.Options.JSON(), Subjects: layoutName(b.realm),
 		ZulipVersion: reg.Version, FeatureLevel: reg.FeatureLevel, LifeSeconds: reg.Life.Seconds(),
 		LifeSaid:        reg.LifeSaid,
 		PatienceSeconds: reg.Patience.Seconds(), Bridge: b.cfg.Version, Time: time.Now().UTC()}

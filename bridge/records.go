@@ -98,7 +98,7 @@ func (b *Bridge) bigEnough() error {
 	account := b.account()
 	r := &events.Queue{Record: events.RecordQueue, Why: events.WhyOptions, QueueID: id, Previous: id, Site: b.cfg.Site,
 		MovedFrom: id, Account: account,
-		Options: b.poller.Options.JSON(), Assumed: true, ZulipVersion: id, FeatureLevel: math.MaxInt32,
+		Options: b.poller.Options.JSON(), Subjects: layoutName(b.realm), Assumed: true, ZulipVersion: id, FeatureLevel: math.MaxInt32,
 		LifeSeconds: 1e6, LifeSaid: true,
 		PatienceSeconds: 1e6, Newest: ids,
 		Begin: &events.Beginning{Seq: math.MaxUint64, Newest: ids,

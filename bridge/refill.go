@@ -339,8 +339,12 @@ func permanent(err error) error {
 // refilled makes what is stored for a message from history: no event of a queue, so it
 // has no event id but the position.
 func (b *Bridge) refilled(ctx context.Context, at poller.Position, m *pastMessage) (entry, error) {
+	subject, err := b.realm.Event("message", placeOfMessage(m.recipient, m.channel))
+	if err != nil {
+		return entry{}, err
+	}
 	e := entry{after: at, tally: tallyRefilled,
-		msg: stream.Message{Subject: b.messageSubject, Data: m.event, Headers: []stream.Header{
+		msg: stream.Message{Subject: subject, Data: m.event, Headers: []stream.Header{
 			{Key: events.HeaderQueueID, Value: at.Queue},
 			{Key: events.HeaderPosition, Value: itoa(at.Last)},
 			{Key: events.HeaderEventType, Value: "message"},

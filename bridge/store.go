@@ -54,6 +54,7 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 	for i := range batch {
 		ev := &batch[i]
 		b.notePlace(ev.MessageID, ev.Recipient, ev.ChannelID)
+		b.noteMove(ev)
 		if b.excludes(ev) {
 			run.add(ev, at)
 			continue

@@ -56,10 +56,10 @@ type Lease interface {
 // into the stream goes by its append, and what decides anything is read by it. NATS is
 // waited for as long as it takes, by every method but those that say otherwise.
 type tail struct {
-	realm          subjects.Realm
-	messageSubject string // zulip.<realm>.message
-	writer         string // this instance
-	log            zerolog.Logger
+	realm      subjects.Realm
+	onMessages string // the filter for events of type message: zulip.<realm>.message
+	writer     string // this instance
+	log        zerolog.Logger
 
 	// What the bridge around it does: opens the stream anew; says whether it takes our
 	// records, asked whenever the settings are read; makes the record that goes before
@@ -224,7 +224,8 @@ func (t *tail) lastOn(ctx context.Context, subject string) (m *stream.Stored, er
 	return m, err
 }
 
-// info is Stream.Info with patience.
+// info is Stream.Info with patience; also an error that no waiting heals, where a limit does
+// not go with the layout.
 func (t *tail) info(ctx context.Context) (info stream.Info, err error) {
 	err = t.patiently(ctx, func() (err error) {
 		edited := t.stream.Edited()
@@ -233,6 +234,13 @@ func (t *tail) info(ctx context.Context) (info stream.Info, err error) {
 		}
 		return err
 	})
+	if err == nil && info.MaxPerSubject > 0 && t.realm.Layout() == subjects.ByPlace {
+		// What is missing could not be told any more: not the oldest would be taken first.
+		err = &ConfigError{fmt.Sprintf("the stream of %s keeps %d messages of a subject, and with --subjects by-place that "+
+			"takes messages of one channel from among those of others, which a refill would bring again: set "+
+			"max_msgs_per_subject to -1 (nats stream edit) and limit the stream by age or size, or use --subjects by-type "+
+			"from the beginning", t.realm.All(), info.MaxPerSubject)}
+	}
 	return info, err
 }
 
@@ -262,7 +270,7 @@ func (t *tail) recheck(ctx context.Context) error {
 func (t *tail) storedMessages(ctx context.Context, from uint64, until *stream.Stored,
 	see func(m *stream.Stored, id int64), again func()) error {
 	f := func(m *stream.Stored) error {
-		if id, ok := headerInt(m, events.HeaderMessageID); ok && m.Subject == t.messageSubject {
+		if id, ok := headerInt(m, events.HeaderMessageID); ok && subjects.Covers(t.onMessages, m.Subject) {
 			see(m, id)
 		}
 		return nil
@@ -270,7 +278,7 @@ func (t *tail) storedMessages(ctx context.Context, from uint64, until *stream.St
 	gone := false
 	return t.patiently(ctx, func() error {
 		again()
-		if err := t.stream.Scan(ctx, t.messageSubject, stream.Start{Seq: from}, until.Seq, true, f); err != nil {
+		if err := t.stream.Scan(ctx, t.onMessages, stream.Start{Seq: from}, until.Seq, true, f); err != nil {
 			return err
 		}
 		err := t.recent(ctx, until, f)

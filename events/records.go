@@ -41,6 +41,9 @@ type Queue struct {
 	MovedFrom string          `json:"moved_from,omitempty"`
 	Account   string          `json:"account"`
 	Options   json.RawMessage `json:"options"` // as registered; canonical, so that a change is a difference of bytes
+	// Subjects is how subjects of events are made in this stream: "by-place", or empty for
+	// by type.
+	Subjects string `json:"subjects,omitempty"`
 	// Assumed: the queue's own record was not in the stream any more. This one is made of
 	// our settings, and knows only the messages stored since.
 	Assumed bool `json:"assumed,omitempty"`

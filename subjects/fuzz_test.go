@@ -43,7 +43,7 @@ func FuzzEvent(f *testing.F) {
 		legal(t, r.Record(Gap), 4)
 		legal(t, strings.TrimSuffix(r.All(), ".>"), 2)
 
-		subject, err := r.Event(typ)
+		subject, err := r.Event(typ, 0)
 		if err != nil {
 			legalReason(t, err)
 			return
@@ -53,7 +53,17 @@ func FuzzEvent(f *testing.F) {
 			strings.HasPrefix(subject+".", "zulip."+realm+".bridge.") {
 			t.Fatalf("type %q of realm %q landed on %q", typ, realm, subject)
 		}
-		if second, err := r.Event(other); err == nil && (second == subject) != (typ == other) {
+		for at, tokens := range map[Place]int{Direct: 4, Nowhere: 4, 3: 5} {
+			placed, err := r.By(ByPlace).Event(typ, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			legal(t, placed, tokens)
+			if !Covers(r.By(ByPlace).Type(typ), placed) || Covers(r.Records(), placed) {
+				t.Fatalf("%q is not where type %q is", placed, typ)
+			}
+		}
+		if second, err := r.Event(other, 0); err == nil && (second == subject) != (typ == other) {
 			t.Fatalf("types %q and %q have subjects %q and %q", typ, other, subject, second)
 		}
 	})

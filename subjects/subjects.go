@@ -2,14 +2,20 @@
 // and an event type into a NATS subject, and nothing else. It is pure: no network, no
 // clock, no state, and it imports nothing of ours.
 //
-// The subject space is the contract with every consumer (design, section 4):
+// The subject space is the contract with every consumer (design, section 4). An event is
+// on a subject of its type or, by place, on one that says besides where that is what it
+// is about:
 //
-//	zulip.<realm>.<type>           one Zulip event, the bytes as Zulip sent them     zulip.chat.message
-//	zulip.<realm>.bridge.<kind>    a record that the bridge itself wrote             zulip.chat.bridge.gap
+//	zulip.<realm>.<type>                 one Zulip event, the bytes as Zulip sent them     zulip.chat.message
+//	zulip.<realm>.<type>.channel.<id>    by place: in the channel with that id             zulip.chat.message.channel.7
+//	zulip.<realm>.<type>.direct          by place: direct messages                         zulip.chat.message.direct
+//	zulip.<realm>.<type>.none            by place: neither                                 zulip.chat.presence.none
+//	zulip.<realm>.bridge.<kind>          a record that the bridge itself wrote             zulip.chat.bridge.gap
 //
-// So zulip.<realm>.* is Zulip's own events, all of them and only them;
-// zulip.<realm>.bridge.* is what the bridge says about the stream; and zulip.<realm>.> is
-// everything, which is what the realm's stream, ZULIP_<realm>, collects.
+// So zulip.<realm>.* is Zulip's own events, all of them and only them (by place:
+// zulip.<realm>.*.channel.*, .*.direct and .*.none); zulip.<realm>.bridge.> is what the
+// bridge says about the stream; and zulip.<realm>.> is everything, which is what the
+// realm's stream, ZULIP_<realm>, collects.
 //
 // That stays true only while <realm> and <type> are one token each. NATS gives a meaning
 // to '.', '*', '>' and blanks in a subject, so one foreign character could move an event
@@ -63,12 +69,66 @@ const (
 // state is the token below which the pieces of the state are.
 const state = "state"
 
-// Realm is one Zulip organization as subjects name it: a token that has been checked. The
-// zero value is no realm: its methods give empty strings, which no NATS server accepts,
-// and [Realm.Event] gives an error. Two realms are equal (==) if their tokens are.
+// Layout is how subjects of events are made. A stream has one, from its beginning on.
+type Layout uint8
+
+const (
+	ByType  Layout = iota // zulip.<realm>.<type>
+	ByPlace               // zulip.<realm>.<type>.<place>
+)
+
+// The names of layouts.
+var layouts = [...]string{ByType: "by-type", ByPlace: "by-place"}
+
+// String gives the layout's name: "by-type" or "by-place".
+func (l Layout) String() string { return layouts[l] }
+
+// ParseLayout takes a layout's name. The error is a sentence that says which there are.
+func ParseLayout(s string) (Layout, error) {
+	for l, name := range layouts {
+		if s == name {
+			return Layout(l), nil
+		}
+	}
+	return ByType, fmt.Errorf("%s is no layout of subjects: give by-type or by-place", quote(s))
+}
+
+// Place is where that is what an event is about: the id of a channel, which is above 0,
+// or one of two other values.
+type Place int64
+
+const (
+	Nowhere Place = 0  // in no channel, or in one that nobody names
+	Direct  Place = -1 // among people
+)
+
+func (p Place) String() string {
+	switch {
+	case p > 0:
+		return "channel." + strconv.FormatInt(int64(p), 10)
+	case p == Direct:
+		return "direct"
+	}
+	return "none"
+}
+
+// Realm is one Zulip organization as subjects name it: a token that has been checked, and
+// the layout. The zero value is no realm: its methods give empty strings, which no NATS
+// server accepts, and [Realm.Event] gives an error. Two realms are equal (==) if their
+// tokens and layouts are.
 type Realm struct {
 	prefix string // "zulip.<realm>.", so that an event's subject is one concatenation
+	layout Layout
 }
+
+// By gives the same realm with another layout; [ParseRealm] gives it [ByType].
+func (r Realm) By(l Layout) Realm {
+	r.layout = l
+	return r
+}
+
+// Layout gives the realm's layout.
+func (r Realm) Layout() Layout { return r.layout }
 
 // ParseRealm takes a realm's name as an operator wrote it. It must be 1 to 64 characters
 // of A-Z, a-z, 0-9, '_' and '-'; the case counts. The error is a sentence that says so.
@@ -160,22 +220,46 @@ func (r Realm) All() string {
 	return r.prefix + ">"
 }
 
-// Events gives the filter that covers Zulip's own events, and no records: "zulip.chat.*".
-func (r Realm) Events() string {
-	if r.prefix == "" {
-		return ""
+// Events gives the filters that cover Zulip's own events, and no records:
+// "zulip.chat.*"; by place, "zulip.chat.*.channel.*" and so on. No subject is covered by
+// two of them.
+func (r Realm) Events() []string {
+	switch {
+	case r.prefix == "":
+		return nil
+	case r.layout == ByPlace:
+		return []string{r.prefix + "*.channel.*", r.prefix + "*." + Direct.String(), r.prefix + "*." + Nowhere.String()}
 	}
-	return r.prefix + "*"
+	return []string{r.prefix + "*"}
+}
+
+// Type gives the filter that covers the events of one type: "zulip.chat.message"; by
+// place, "zulip.chat.message.>". For a type that has no subject it is empty.
+func (r Realm) Type(typ string) string {
+	subject, err := r.By(ByType).Event(typ, Nowhere)
+	if err == nil && r.layout == ByPlace {
+		subject += ".>"
+	}
+	return subject
+}
+
+// Covers says whether a filter that is a subject, or ends in ".>" and has no other
+// wildcard, covers a subject.
+func Covers(filter, subject string) bool {
+	if prefix, wide := strings.CutSuffix(filter, ">"); wide {
+		return len(subject) > len(prefix) && strings.HasPrefix(subject, prefix)
+	}
+	return subject == filter
 }
 
 // Event gives the subject of an event of a type, as Zulip spells the type:
-// "zulip.chat.message". The type must be one token of at most 128 bytes and not "bridge".
-// Otherwise the event cannot go on a subject of its own, and the error's text is the
-// reason to put in its rejected record: one line of printable ASCII, which quotes the
-// beginning of the type.
+// "zulip.chat.message"; by place, "zulip.chat.message.channel.7". The type must be one
+// token of at most 128 bytes and not "bridge". Otherwise the event cannot go on a subject
+// of its own, and the error's text is the reason to put in its rejected record: one line
+// of printable ASCII, which quotes the beginning of the type.
 //
-// It is called once for every event; it costs one small allocation.
-func (r Realm) Event(typ string) (subject string, err error) {
+// It is called once for every event; it costs one small allocation, by place two.
+func (r Realm) Event(typ string, at Place) (subject string, err error) {
 	switch {
 	case r.prefix == "":
 		return "", errors.New("no realm is set")
@@ -188,6 +272,8 @@ func (r Realm) Event(typ string) (subject string, err error) {
 			"'_' and '-'", quote(typ))
 	case typ == reserved:
 		return "", fmt.Errorf("the event's type %s is reserved for the bridge's own records", quote(typ))
+	case r.layout == ByPlace:
+		return r.prefix + typ + "." + at.String(), nil
 	}
 	return r.prefix + typ, nil
 }

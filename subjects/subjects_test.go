@@ -1,6 +1,7 @@
 package subjects
 
 import (
+	"math"
 	"strings"
 	"testing"
 )
@@ -119,7 +120,7 @@ func TestSubjects(t *testing.T) {
 		"Bridge":                       "zulip.chat.Bridge", // NATS tells the cases apart
 		strings.Repeat("t", 128):       "zulip.chat." + strings.Repeat("t", 128),
 	} {
-		if got, err := r.Event(typ); err != nil || got != want {
+		if got, err := r.Event(typ, 7); err != nil || got != want {
 			t.Errorf("Event(%q) = %q, %v; want %q", typ, got, err, want)
 		}
 	}
@@ -137,7 +138,7 @@ func TestSubjects(t *testing.T) {
 		strings.Repeat("t", 129): "129 bytes long",
 		strings.Repeat(".", 300): `"........................................"...`,
 	} {
-		got, err := r.Event(typ)
+		got, err := r.Event(typ, 7)
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("Event(%q): error %v does not say %q", typ, err, says)
 		}
@@ -147,12 +148,71 @@ func TestSubjects(t *testing.T) {
 	}
 }
 
+func TestByPlace(t *testing.T) {
+	r, err := ParseRealm("chat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Layout() != ByType || r.By(ByPlace).By(ByType) != r {
+		t.Errorf("a realm that nobody chose a layout for is %s", r.Layout())
+	}
+	if got := strings.Join(r.Events(), " ") + " " + r.Type("message"); got != "zulip.chat.* zulip.chat.message" {
+		t.Errorf("by type the filters are %q", got)
+	}
+	r = r.By(ByPlace)
+	if got := strings.Join(r.Events(), " ") + " " + r.Type("message") + r.Type("bridge"); got != "zulip.chat.*.channel.* "+
+		"zulip.chat.*.direct zulip.chat.*.none zulip.chat.message.>" {
+		t.Errorf("by place the filters are %q", got)
+	}
+	if r.String() != "chat" || r.All() != "zulip.chat.>" || r.Record(Gap) != "zulip.chat.bridge.gap" {
+		t.Errorf("by place the realm is %s, %s, %s", r, r.All(), r.Record(Gap))
+	}
+	for at, want := range map[Place]string{
+		Direct: "zulip.chat.message.direct", Nowhere: "zulip.chat.message.none", 1: "zulip.chat.message.channel.1",
+		math.MaxInt64: "zulip.chat.message.channel.9223372036854775807", -2: "zulip.chat.message.none",
+	} {
+		if got, err := r.Event("message", at); err != nil || got != want {
+			t.Errorf("at %d: %q, %v; want %q", int64(at), got, err, want)
+		}
+		if got, err := r.Event("bridge", at); err == nil {
+			t.Errorf("an event of type bridge goes on %q", got)
+		}
+	}
+	for _, l := range []Layout{ByType, ByPlace} {
+		if again, err := ParseLayout(l.String()); err != nil || again != l {
+			t.Errorf("%s is read as %s, %v", l, again, err)
+		}
+	}
+	if _, err := ParseLayout("by-topic"); err == nil || !strings.Contains(err.Error(), `"by-topic"`) {
+		t.Errorf("by-topic: %v", err)
+	}
+}
+
+func TestCovers(t *testing.T) {
+	for _, c := range []struct {
+		filter, subject string
+		want            bool
+	}{
+		{"zulip.chat.message", "zulip.chat.message", true},
+		{"zulip.chat.message", "zulip.chat.message.direct", false},
+		{"zulip.chat.message.>", "zulip.chat.message.direct", true},
+		{"zulip.chat.message.>", "zulip.chat.message.channel.7", true},
+		{"zulip.chat.message.>", "zulip.chat.message", false},
+		{"zulip.chat.message.>", "zulip.chat.message.", false},
+		{"zulip.chat.message.>", "zulip.chat.messages.direct", false},
+	} {
+		if got := Covers(c.filter, c.subject); got != c.want {
+			t.Errorf("%s covers %s: %v", c.filter, c.subject, got)
+		}
+	}
+}
+
 func TestZeroRealmGivesNothing(t *testing.T) {
 	var r Realm
-	if s := r.String() + r.All() + r.Record(Queue) + r.State("users") + r.States(); s != "" {
+	if s := r.String() + r.All() + r.Type("message") + strings.Join(r.Events(), "") + r.Record(Queue) + r.State("users") + r.States(); s != "" {
 		t.Errorf("the zero realm gives %q", s)
 	}
-	if s, err := r.Event("message"); err == nil || s != "" {
+	if s, err := r.Event("message", Direct); err == nil || s != "" {
 		t.Errorf("the zero realm gives an event the subject %q", s)
 	}
 }
@@ -164,7 +224,7 @@ func BenchmarkEvent(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := r.Event("update_message_flags"); err != nil {
+		if _, err := r.Event("update_message_flags", Nowhere); err != nil {
 			b.Fatal(err)
 		}
 	}
