@@ -51,7 +51,7 @@ func describe(c *Config) ([]byte, error) {
 		}
 		site = account.Site
 	}
-	realm, err := realmOf(r.Name, site)
+	realm, err := r.realm(site)
 	if err != nil {
 		return nil, err
 	}

@@ -173,7 +173,7 @@ func (k *checker) all(ctx context.Context) {
 			k.ok("realm", fmt.Sprintf("%s: subjects %s", realm, realm.All()))
 		}
 	} else if k.r.Name != "" {
-		realm, _ = realmOf(k.r.Name, "") // the option was looked at when it was read
+		realm, _ = k.r.realm("") // the option was looked at when it was read
 	}
 	for _, n := range unknownTypes(k.r.Queue) {
 		k.warn("event types", n.which, n.text)

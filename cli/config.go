@@ -85,6 +85,9 @@ type RealmConfig struct {
 	// [subjects.RealmFromSite].
 	Name string
 
+	// Layout says on which subjects events go, from the stream's beginning on.
+	Layout subjects.Layout
+
 	// Queue says what the queue holds and how long Zulip keeps it when nobody polls,
 	// which is the outage that can be survived.
 	Queue poller.Options
@@ -235,6 +238,8 @@ func (c *Config) settings() []*option {
 		opt(catStore, "stream", "`NAME` of the stream",
 			"the one that has the realm's subjects, else ZULIP_<realm> is created",
 			streamName(&r.Stream)),
+		opt(catStore, "subjects", "`LAYOUT` of subjects: by-type, or by-place (zulip.<realm>.<type>.channel.<id>, .direct or "+
+			".none); a stream keeps its own", "by-type", layout(&r.Layout)),
 		opt(catStore, "max-age", "`TIME` that a new stream keeps an event; 0 is for ever", "7d", maxAge(&r.New.MaxAge)),
 		opt(catStore, "max-bytes", "`SIZE` of a new stream, such as 10G: its oldest events go first", "no limit",
 			size(&r.New.MaxBytes, 1<<20)),
@@ -459,6 +464,13 @@ func realmName(to *string) func(string) error {
 			return err
 		}
 		return name(to)(s)
+	}
+}
+
+func layout(to *subjects.Layout) func(string) error {
+	return func(s string) (err error) {
+		*to, err = subjects.ParseLayout(s)
+		return err
 	}
 }
 

@@ -30,7 +30,7 @@ func newGreeting(r *RealmConfig, load func() (poller.Account, error), log zerolo
 	if err != nil {
 		return nil, err
 	}
-	realm, err := realmOf(r.Name, account.Site)
+	realm, err := r.realm(account.Site)
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +237,12 @@ func tryObjects(ctx context.Context, s *stream.Stream, realm subjects.Realm, wri
 				"wait for --oversize-wait, and is rejected then: give our user the right to make and to write it, or " +
 				"room")
 	}
+}
+
+// realm is the realm with the layout that was chosen.
+func (r *RealmConfig) realm(site string) (subjects.Realm, error) {
+	realm, err := realmOf(r.Name, site)
+	return realm.By(r.Layout), err
 }
 
 // realmOf is the name that was chosen, else the one that the site gives.
