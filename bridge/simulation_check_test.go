@@ -17,6 +17,7 @@ import (
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
+	"zulip-nats/subjects"
 	"zulip-nats/zulipsim"
 )
 
@@ -168,6 +169,119 @@ func (c *whole) private() {
 			c.t.Errorf("object %s has something of a direct message", name)
 		}
 	}
+}
+
+// placed: each event is on the subject that its layout has for it. What Zulip told of
+// messages is read off its queues with encoding/json; a reaction may be where its message
+// is, where it was, or nowhere.
+func (c *whole) placed() {
+	channels := map[int64]map[int64]bool{} // where messages were, ever
+	was := func(id, channel int64) {
+		if channels[id] == nil {
+			channels[id] = map[int64]bool{}
+		}
+		channels[id][channel] = true
+	}
+	for _, m := range c.zulip.Messages() {
+		was(m.ID, m.ChannelID)
+	}
+	for i := range c.queues {
+		for _, e := range c.queues[i].Events {
+			e := eventSaid(e.Raw)
+			if e.Type == "message" {
+				was(e.Message.ID, e.Message.Channel)
+			}
+			if e.Type == "update_message" && e.Channel > 0 {
+				for _, id := range e.IDs {
+					was(id, e.Channel)
+					if e.NewChannel > 0 {
+						was(id, e.NewChannel)
+					}
+				}
+			}
+		}
+	}
+	for n := range c.all { // those of history: a move may be lost in a gap
+		if e := eventSaid(c.all[n].Data); e.Type == "message" {
+			was(e.Message.ID, e.Message.Channel)
+		}
+	}
+	for n := range c.all {
+		m := &c.all[n]
+		place, ours := strings.CutPrefix(m.Subject, "zulip."+simRealm+"."+first(m.Stored, events.HeaderEventType))
+		switch {
+		case m.record != "" || m.queue == "":
+			continue
+		case c.realm.Layout() == subjects.ByType:
+			if !ours || place != "" {
+				c.t.Errorf("message %d is on %s", m.Seq, m.Subject)
+			}
+			continue
+		}
+		data := m.Data
+		if name := first(m.Stored, events.HeaderObject); name != "" {
+			data = c.jet.Objects()[name]
+		}
+		e := eventSaid(data)
+		want := map[string]bool{}
+		channel := func(id int64) {
+			if id == 0 {
+				want[".direct"] = true
+			} else {
+				want[fmt.Sprint(".channel.", id)] = true
+			}
+		}
+		switch {
+		case len(data) == 0: // what it was is erased
+			continue
+		case e.Type == "message":
+			channel(e.Message.Channel)
+		case e.Type == "drafts" || e.Kind == "private":
+			want[".direct"] = true
+		case e.Channel > 0:
+			channel(e.Channel)
+		case e.Type == "reaction" || e.Type == "update_message_flags" || e.Type == "submessage" || e.Type == "update_message" ||
+			e.Type == "delete_message":
+			for _, id := range append(e.IDs, e.Flagged...) {
+				for id := range channels[id] {
+					channel(id)
+				}
+			}
+			if want[".none"] = e.Type == "reaction" || e.Type == "update_message_flags"; !want[".none"] {
+				want[".direct"] = true
+			}
+		default:
+			want[".none"] = true
+		}
+		if !ours || !want[place] {
+			c.t.Errorf("message %d is on %s, and not on one of %v: %.300s", m.Seq, m.Subject, want, data)
+		}
+		drawn.count("by place" + strings.TrimRight(place, ".0123456789"))
+		if e.Channel == 0 && e.Type == "reaction" && strings.HasPrefix(place, ".channel") {
+			drawn.count("by place, looked up")
+		}
+	}
+}
+
+// saidOfAnEvent is what an event says of where it is.
+type saidOfAnEvent struct {
+	Type       string
+	Kind       string  `json:"message_type"`
+	Channel    int64   `json:"stream_id"`
+	NewChannel int64   `json:"new_stream_id"`
+	ID         int64   `json:"message_id"`
+	IDs        []int64 `json:"message_ids"`
+	Flagged    []int64 `json:"messages"`
+	Message    struct {
+		ID      int64
+		Channel int64 `json:"stream_id"`
+	}
+}
+
+func eventSaid(raw []byte) (e saidOfAnEvent) {
+	_ = json.Unmarshal(raw, &e) // what is no JSON is rejected
+	e.IDs = append(e.IDs, e.ID)
+	return e
 }
 
 func first(m stream.Stored, key string) string {
@@ -325,6 +439,7 @@ func (w *world) check() {
 	c.cloudEvents()
 	c.events()
 	c.private()
+	c.placed()
 	c.gapsAreTrue()
 	c.leftOver()
 	c.messages()

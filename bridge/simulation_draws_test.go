@@ -16,6 +16,7 @@ import (
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
+	"zulip-nats/subjects"
 	"zulip-nats/zulipsim"
 )
 
@@ -41,7 +42,7 @@ func (d *tally) count(what string) {
 var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
-	`an object store with a limit|CloudEvents|something sent while registering|what is deleted is erased|`+
+	`an object store with a limit|CloudEvents|subjects by place|by place.channel|by place.direct|by place.none|by place, looked up|moved to another channel|something sent while registering|what is deleted is erased|`+
 	`edited message|deleted message|deleted together|an answer to a poll|a deletion that the stream tells|`+
 	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|`+
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
@@ -234,7 +235,7 @@ func (w *world) setUp() {
 	if w.options.AllPublicStreams = w.one(4); w.options.AllPublicStreams {
 		w.drew("all public channels")
 	}
-	if w.one(8) {
+	if w.one(8) && !w.moves() {
 		w.drew("narrow")
 		w.options.Narrow = [][2]string{{"channel", "general"}}
 	}
@@ -369,6 +370,10 @@ func (w *world) organized() {
 }
 
 func (w *world) setUpStream() {
+	if w.zulip.Seed%3 == 0 { // by the seed itself, so that all other draws stay what they were
+		w.drew("subjects by place")
+		w.realm = w.realm.By(subjects.ByPlace)
+	}
 	if w.one(5) {
 		w.limit(&w.jet.Settings)
 	}
@@ -408,6 +413,9 @@ func (w *world) limit(s *model.Settings) {
 		w.drew("max_bytes")
 		s.MaxBytes = 40000 + w.rng.IntN(100000)
 	default:
+		if w.realm.Layout() == subjects.ByPlace {
+			return // it is refused
+		}
 		w.drew("max_msgs_per_subject")
 		s.MaxPerSubject = 1 + w.rng.IntN(40)
 	}
@@ -624,7 +632,12 @@ func (w *world) traffic() {
 		w.commits.Go(func() { time.Sleep(late); commit() })
 	case 2, 3, 4:
 		if len(w.lastIDs) > 0 {
-			w.zulip.React(w.lastIDs[w.rng.IntN(len(w.lastIDs))], "ada@example.com", "tada")
+			id := w.lastIDs[w.rng.IntN(len(w.lastIDs))]
+			if w.moves() && id%3 == 0 && !slices.Contains(w.direct, id) {
+				drawn.count("moved to another channel")
+				w.zulip.EditMessage(id, zulipsim.Edit{Channel: &channels[id/3%3]})
+			}
+			w.zulip.React(id, "ada@example.com", "tada")
 		}
 	case 5, 6:
 		if len(w.lastIDs) > 0 {
@@ -699,6 +712,10 @@ func (w *world) traffic() {
 		sent(w.zulip.SendMessage(m))
 	}
 }
+
+// moves says whether messages are moved to other channels: where no queue ever has a
+// narrow, which would lose sight of them.
+func (w *world) moves() bool { return w.zulip.Seed%6 == 0 }
 
 // newText is a text that nothing else has in it, and that tells whether it is direct.
 func (w *world) newText(direct bool) string {
@@ -796,6 +813,9 @@ func (w *world) optionsChange() {
 		w.drew("options change: event types")
 		w.options.EventTypes = eventTypes[w.rng.IntN(len(eventTypes))]
 	case 3:
+		if w.moves() {
+			break
+		}
 		w.drew("options change: narrow")
 		if w.options.Narrow = [][2]string{{"channel", []string{"general", "random"}[w.rng.IntN(2)]}}; w.one(2) {
 			w.options.Narrow = nil
@@ -860,7 +880,7 @@ func (w *world) foreign() {
 		subject = "zulip.acme.foreign"
 	case 1:
 		w.drew("foreign, on zulip.acme.message")
-		subject = "zulip.acme.message"
+		subject, _ = w.realm.Event("message", subjects.Direct)
 	case 2:
 		w.drew("foreign, on zulip.acme.bridge.queue")
 		subject = "zulip.acme.bridge.queue"

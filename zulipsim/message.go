@@ -853,6 +853,7 @@ func (s *Server) LinkPreview(id int64, html string) {
 type StoredMessage struct {
 	ID             int64
 	Channel, Topic string
+	ChannelID      int64    // 0 for a direct message
 	To             []string // addresses of everybody in a direct message
 	Sender         string
 	Content        string
@@ -873,7 +874,7 @@ func (s *Server) Messages() []StoredMessage {
 			Committed: m.stored, Edited: m.edited,
 			Moved: m.moved, Deleted: m.deleted}
 		if m.channel != nil {
-			sm.Channel = m.channel.Name
+			sm.Channel, sm.ChannelID = m.channel.Name, m.channel.ID
 		}
 		for _, a := range m.people {
 			sm.To = append(sm.To, a.Email)
