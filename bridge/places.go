@@ -25,18 +25,21 @@ type places struct {
 	loaded bool // what the stream holds is in it too
 }
 
+// note takes note of where a message is. One that is known stays where it is: a message
+// that is delivered again tells where it was once.
 func (p *places) note(id int64, at subjects.Place) {
 	if p.at == nil {
 		p.at = map[int64]subjects.Place{}
 	}
-	if _, known := p.at[id]; !known {
-		if len(p.order) < placesMost {
-			p.order = append(p.order, id)
-		} else {
-			delete(p.at, p.order[p.next])
-			p.order[p.next] = id
-			p.next = (p.next + 1) % placesMost
-		}
+	if _, known := p.at[id]; known {
+		return
+	}
+	if len(p.order) < placesMost {
+		p.order = append(p.order, id)
+	} else {
+		delete(p.at, p.order[p.next])
+		p.order[p.next] = id
+		p.next = (p.next + 1) % placesMost
 	}
 	p.at[id] = at
 }
@@ -180,7 +183,7 @@ func (b *Bridge) loadPlaces(ctx context.Context, batch []poller.Event) error {
 	if err != nil {
 		return err
 	}
-	read, seqs, from := new(places), map[int64]uint64{}, uint64(1)
+	read, from := new(places), uint64(1)
 	for back, all := uint64(firstLookBack), until == nil; !all && len(read.order) < placesMost; back *= lookBackGrows {
 		all = back >= until.Seq
 		from = max(1, until.Seq-min(until.Seq, back))
@@ -190,13 +193,11 @@ func (b *Bridge) loadPlaces(ctx context.Context, batch []poller.Event) error {
 				id, ok := headerInt(m, events.HeaderMessageID)
 				switch channel, named := headerInt(m, events.HeaderChannelID); {
 				case !ok:
-					return nil
 				case named:
 					read.note(id, subjects.Place(channel))
 				case header(m, events.HeaderRecipientType) == events.RecipientDirect:
 					read.note(id, subjects.Direct)
 				}
-				seqs[id] = m.Seq
 				return nil
 			})
 		})
@@ -204,23 +205,24 @@ func (b *Bridge) loadPlaces(ctx context.Context, batch []poller.Event) error {
 			return err
 		}
 	}
-	if err := b.loadMoves(ctx, from, read, seqs); err != nil {
+	if err := b.loadMoves(ctx, from, read); err != nil {
 		return err
 	}
 	known := b.place() // of what came by since: it is newer
 	for i := range known.order {
 		id := known.order[(known.next+i)%len(known.order)]
 		read.note(id, known.at[id])
+		read.at[id] = known.at[id]
 	}
 	read.loaded = true
 	b.places = read
 	return nil
 }
 
-// loadMoves reads from a sequence on which messages were moved behind their own sequences.
-// A move so large that it is in the object store is passed over.
-func (b *Bridge) loadMoves(ctx context.Context, from uint64, read *places, seqs map[int64]uint64) error {
-	if !b.byPlace() || len(seqs) == 0 {
+// loadMoves reads from a sequence on which messages were moved where. A move so large that
+// it is in the object store is passed over.
+func (b *Bridge) loadMoves(ctx context.Context, from uint64, read *places) error {
+	if !b.byPlace() || len(read.order) == 0 {
 		return nil
 	}
 	edits := b.realm.Type("update_message")
@@ -231,7 +233,6 @@ func (b *Bridge) loadMoves(ctx context.Context, from uint64, read *places, seqs 
 	return b.patiently(ctx, func() error {
 		return b.stream.Scan(ctx, edits, stream.Start{Seq: from}, until.Seq, false, func(m *stream.Stored) error {
 			ids, to := movedTo(m.Data)
-			ids = slices.DeleteFunc(ids, func(id int64) bool { return seqs[id] > m.Seq })
 			if _, ours := resumePointOf(m); ours && to > 0 {
 				read.move(ids, to)
 			}

@@ -236,7 +236,7 @@ func (c *whole) placed() {
 			continue
 		case e.Type == "message":
 			channel(e.Message.Channel)
-		case e.Type == "drafts" || e.Kind == "private":
+		case e.Type == "drafts" || e.Type == "quite_new" || e.Kind == "private":
 			want[".direct"] = true
 		case e.Channel > 0:
 			channel(e.Channel)

@@ -258,7 +258,7 @@ func Covers(filter, subject string) bool {
 // of its own, and the error's text is the reason to put in its rejected record: one line
 // of printable ASCII, which quotes the beginning of the type.
 //
-// It is called once for every event; it costs one small allocation, by place two.
+// It is called once for every event; it costs one small allocation, by place a few.
 func (r Realm) Event(typ string, at Place) (subject string, err error) {
 	switch {
 	case r.prefix == "":

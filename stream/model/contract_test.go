@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -301,6 +302,35 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 			}
 		}
 	})
+	t.Run("filters of a layout by place", func(t *testing.T) {
+		b := open(t)
+		for _, subject := range []string{"message.channel.7", "message.direct", "bridge.queue", "presence.none", "message.channel.8",
+			"bridge.state.users", "reaction.direct", "message"} {
+			b.foreign("zulip.acme." + subject)
+		}
+		for filter, want := range map[string][]uint64{
+			"zulip.acme.*.channel.*": {1, 5}, "zulip.acme.*.direct": {2, 7}, "zulip.acme.*.none": {4},
+			"zulip.acme.message.>": {1, 2, 5}, "zulip.acme.*.channel.7": {1}, "zulip.acme.*": {8}, "zulip.acme.*.*.channel": nil,
+		} {
+			var first, last uint64
+			if len(want) > 0 {
+				first, last = want[0], want[len(want)-1]
+			}
+			if m, err := b.Next(ctx, filter, 0); err != nil || seqOf(m) != first {
+				t.Errorf("the first on %s is %+v, %v; want %d", filter, m, err, first)
+			}
+			if m, err := b.LastOn(ctx, filter); err != nil || seqOf(m) != last {
+				t.Errorf("the last on %s is %+v, %v; want %d", filter, m, err, last)
+			}
+			var got []uint64
+			if err := b.Scan(ctx, filter, stream.Start{Seq: 1}, 8, true, func(m *stream.Stored) error {
+				got = append(got, m.Seq)
+				return nil
+			}); err != nil || !slices.Equal(got, want) {
+				t.Errorf("on %s are %v, %v; want %v", filter, got, err, want)
+			}
+		}
+	})
 	t.Run("a stream that others use too", func(t *testing.T) {
 		b := open(t)
 		if !b.Dedicated() {
@@ -558,4 +588,12 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 		_, err = b.Append(ctx, cur, some(1, 2))
 		kind(t, err, stream.Gone, stream.Unavailable) // a server that has no such stream just does not answer
 	})
+}
+
+// seqOf is the sequence of a message, 0 if there is none.
+func seqOf(m *stream.Stored) uint64 {
+	if m == nil {
+		return 0
+	}
+	return m.Seq
 }

@@ -959,14 +959,20 @@ func bySeq(m entry, seq uint64) int {
 	return 0
 }
 
-// matches says whether a subject is covered by a filter that may end with the wildcard
-// ">" or "*".
+// matches says whether a subject is covered by a filter, which may have the wildcards "*"
+// for a token and ">" for what is left.
 func matches(filter, subject string) bool {
-	if prefix, ok := strings.CutSuffix(filter, "*"); ok {
-		return strings.HasPrefix(subject, prefix) && !strings.Contains(subject[len(prefix):], ".")
+	for {
+		want, filters, more := strings.Cut(filter, ".")
+		token, tokens, further := strings.Cut(subject, ".")
+		switch {
+		case want == ">":
+			return true
+		case want != "*" && want != token, more != further:
+			return false
+		case !more:
+			return true
+		}
+		filter, subject = filters, tokens
 	}
-	if prefix, ok := strings.CutSuffix(filter, ">"); ok {
-		return strings.HasPrefix(subject, prefix)
-	}
-	return filter == subject
 }
