@@ -154,6 +154,32 @@ func (b *Bridge) placeOf(ev *poller.Event) subjects.Place {
 	return subjects.Place(ev.ChannelID)
 }
 
+// Types of events that name a channel themselves and are about no message: those of
+// inChannels always, those of ofChannels in some of their ops.
+var (
+	inChannels = []string{"user_topic"}
+	ofChannels = []string{"stream", "subscription"}
+)
+
+// PlacesOf says to which places events of a type go in a layout by place, as Zulip is known
+// to send them: to those of channels, to the one of direct messages, to the one of what is
+// in neither. One of a type that is not known may be anywhere.
+func PlacesOf(typ string) (channel, direct, none bool) {
+	switch {
+	case slices.Contains(ofTheAccount, typ):
+		return false, true, false
+	case slices.Contains(ofMessages, typ):
+		return true, true, slices.Contains(withoutText, typ)
+	case slices.Contains(inChannels, typ):
+		return true, false, false
+	case slices.Contains(ofChannels, typ):
+		return true, false, true
+	case slices.Contains(poller.EventTypes(), typ):
+		return false, false, true
+	}
+	return true, true, true
+}
+
 // messagesOf reads which messages an event is about; none where it does not say so.
 func messagesOf(ev *poller.Event) []int64 {
 	var body struct {

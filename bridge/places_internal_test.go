@@ -1,6 +1,10 @@
 package bridge
 
 import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 
@@ -59,5 +63,71 @@ func TestPlaces(t *testing.T) {
 	p.note(1, 5)
 	if p.inChannels([]int64{100}) || !p.inChannels([]int64{1, 101}) {
 		t.Error("it is not the oldest that is forgotten")
+	}
+}
+
+// TestPlacesOf: of each type of events, the places where some of the repository's samples
+// of it go, with their messages known in a channel, as direct ones, and not known.
+func TestPlacesOf(t *testing.T) {
+	type where struct{ channel, direct, none bool }
+	seen := map[string]where{}
+	for _, file := range []string{"../events/testdata/events.jsonl", "../integration_test/testdata/further-events.jsonl"} {
+		text, err := os.ReadFile(filepath.FromSlash(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, `{"type":"typing_edit_message","op":"start","sender_id":11,"message_id":5,"recipient":`+
+			`{"type":"direct","user_ids":[11,12]},"id":0}`...) // which they have in a channel only
+		for line := range bytes.Lines(text) {
+			type said struct {
+				Kind    string `json:"type"`
+				TopKind string `json:"message_type"`
+				Channel int64  `json:"stream_id"`
+				Named   int64  `json:"channel_id"`
+			}
+			var top struct {
+				said
+				Message, Recipient said
+			}
+			if err := json.Unmarshal(line, &top); err != nil {
+				t.Fatal(err)
+			}
+			ev := &poller.Event{Type: top.Kind, Raw: line}
+			for _, of := range []said{{Kind: top.TopKind, Channel: top.Channel}, top.Message, top.Recipient} {
+				switch {
+				case of.Kind == "private" || of.Kind == "direct":
+					ev.Recipient = poller.RecipientDirect
+				case of.Channel+of.Named > 0:
+					ev.Recipient, ev.ChannelID = poller.RecipientChannel, of.Channel+of.Named
+				}
+			}
+			for _, at := range []subjects.Place{7, subjects.Direct, subjects.Nowhere} {
+				b := &Bridge{places: new(places)}
+				for _, id := range messagesOf(ev) {
+					if at != subjects.Nowhere {
+						b.places.note(id, at)
+					}
+				}
+				w := seen[ev.Type]
+				switch at := b.placeOf(ev); {
+				case at > 0:
+					w.channel = true
+				case at == subjects.Direct:
+					w.direct = true
+				default:
+					w.none = true
+				}
+				seen[ev.Type] = w
+			}
+		}
+	}
+	for _, typ := range poller.EventTypes() {
+		var w where
+		if w.channel, w.direct, w.none = PlacesOf(typ); w != seen[typ] {
+			t.Errorf("%s: %+v, and its samples are %+v", typ, w, seen[typ])
+		}
+	}
+	if channel, direct, none := PlacesOf("brand_new"); !channel || !direct || !none {
+		t.Error("a type that is not known is not everywhere")
 	}
 }
