@@ -93,6 +93,15 @@ func ParseLayout(s string) (Layout, error) {
 	return ByType, fmt.Errorf("%s is no layout of subjects: give by-type or by-place", quote(s))
 }
 
+// LayoutOf gives the layout that made the subject of an event: one of more than three
+// tokens is by place. Of a record's it says nothing.
+func LayoutOf(subject string) Layout {
+	if strings.Count(subject, ".") > 2 {
+		return ByPlace
+	}
+	return ByType
+}
+
 // Place is where that is what an event is about: the id of a channel, which is above 0,
 // or one of two other values.
 type Place int64

@@ -179,6 +179,11 @@ func TestByPlace(t *testing.T) {
 		}
 	}
 	for _, l := range []Layout{ByType, ByPlace} {
+		for _, at := range []Place{Direct, Nowhere, 7} {
+			if subject, err := r.By(l).Event("message", at); err != nil || LayoutOf(subject) != l {
+				t.Errorf("%s is taken for one %s, %v", subject, LayoutOf(subject), err)
+			}
+		}
 		if again, err := ParseLayout(l.String()); err != nil || again != l {
 			t.Errorf("%s is read as %s, %v", l, again, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/events"
+	"zulip-nats/subjects"
 )
 
 const (
@@ -43,9 +44,9 @@ type about struct {
 // about. One that is not remembered is looked up in the stream once, by halving it: the
 // ids of messages rise with the sequences, but for some that are near.
 type index struct {
-	js      jetstream.JetStream
-	stream  jetstream.Stream // nil: nothing is looked up
-	subject string           // of messages
+	js     jetstream.JetStream
+	stream jetstream.Stream // nil: nothing is looked up
+	realm  subjects.Realm   // whose messages they are
 
 	messages bounded[int64, about]
 	channels bounded[int64, string]
@@ -182,16 +183,16 @@ func (x *index) all(ids []int64) string {
 	return strings.Join(names, ", ")
 }
 
-// message is what is known of one. below is the sequence of the event that is about it:
-// the message stands before that.
-func (x *index) message(ctx context.Context, id int64, below uint64) about {
+// message is what is known of one. e is an event that is about it: the message stands
+// before that, and its subject is of the same layout.
+func (x *index) message(ctx context.Context, id int64, e *events.Event) about {
 	if a, ok := x.messages.get(id); ok {
 		return a
 	}
 	a := about{}
 	if x.stream != nil {
 		var err error
-		if a, err = x.search(ctx, id, below); err != nil {
+		if a, err = x.search(ctx, id, e.Seq, x.realm.By(subjects.LayoutOf(e.Subject)).Type("message")); err != nil {
 			// No right to it, or no answer: others would not come either, and each would be
 			// waited for.
 			x.stream, a = nil, about{}
@@ -201,8 +202,8 @@ func (x *index) message(ctx context.Context, id int64, below uint64) about {
 	return a
 }
 
-// search finds a message in the stream.
-func (x *index) search(ctx context.Context, id int64, below uint64) (about, error) {
+// search finds a message in the stream, before a sequence and on the subjects of a filter.
+func (x *index) search(ctx context.Context, id int64, below uint64, filter string) (about, error) {
 	left := searchSteps
 	// at gives the first message at a sequence or behind it, nil if there is none before
 	// below.
@@ -210,7 +211,7 @@ func (x *index) search(ctx context.Context, id int64, below uint64) (about, erro
 		for ; left > 0; left-- {
 			x.asked++
 			ctx, cancel := context.WithTimeout(ctx, searchTime)
-			m, err := x.stream.GetMsg(ctx, max(seq, 1), jetstream.WithGetMsgSubject(x.subject))
+			m, err := x.stream.GetMsg(ctx, max(seq, 1), jetstream.WithGetMsgSubject(filter))
 			cancel()
 			if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence >= below {
 				return nil, nil

@@ -189,7 +189,7 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 		}
 		return append(s, span{styleBold, Clean(b.Sender, 60) + ":"}, saying(" %s", plain(b)))
 	case *events.Reaction:
-		m := x.message(ctx, b.MessageID, e.Seq)
+		m := x.message(ctx, b.MessageID, e)
 		said := " put " + emoji(b) + " on "
 		if b.Op == "remove" {
 			said = " took " + emoji(b) + " from "
@@ -202,11 +202,11 @@ func (p *Pretty) say(ctx context.Context, x *index, e *events.Event, body any, b
 		ids := b.IDs()
 		a := about{known: true, channel: x.channel(b.ChannelID), topic: b.Topic}
 		if len(ids) > 0 && b.ChannelID == 0 {
-			a = x.message(ctx, ids[0], e.Seq)
+			a = x.message(ctx, ids[0], e)
 		}
 		what := plural(len(ids), "message was", "messages were") + " deleted"
 		if len(ids) == 1 {
-			if m := x.message(ctx, ids[0], e.Seq); m.known {
+			if m := x.message(ctx, ids[0], e); m.known {
 				what = "a message of " + m.sender + " was deleted"
 			}
 		}
@@ -343,7 +343,7 @@ func (p *Pretty) changed(ctx context.Context, x *index, e *events.Event, b *even
 		a.channel = x.channel(b.ChannelID)
 	}
 	if !b.Moved() || b.ChannelID == 0 {
-		if m := x.message(ctx, b.MessageID, e.Seq); m.known {
+		if m := x.message(ctx, b.MessageID, e); m.known {
 			a = m
 		} else if b.ChannelID != 0 {
 			a.topic = "…"

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zulip-nats/events"
+	"zulip-nats/subjects"
 )
 
 // Options say what is shown, and how.
@@ -79,6 +80,10 @@ type viewer struct {
 func Run(ctx context.Context, o Options) error {
 	v := viewer{Options: o}
 	v.pretty, _ = o.Show.(*Pretty)
+	realm, err := subjects.ParseRealm(o.Realm)
+	if err != nil {
+		return err
+	}
 	ask, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	stream, err := o.JetStream.Stream(ask, o.Stream)
@@ -86,10 +91,9 @@ func Run(ctx context.Context, o Options) error {
 		return stopped(ctx, err)
 	}
 	info := stream.CachedInfo()
-	prefix := "zulip." + o.Realm + "."
-	v.source = &source{js: o.JetStream, stream: o.Stream, realm: o.Realm, filters: v.filters(prefix, info.Config.Subjects),
+	v.source = &source{js: o.JetStream, stream: o.Stream, realm: o.Realm, filters: v.filters(realm, info.Config.Subjects),
 		created: info.Created, anew: v.anew}
-	v.index = index{js: o.JetStream, stream: stream, subject: prefix + "message"}
+	v.index = index{js: o.JetStream, stream: stream, realm: realm}
 	fresh := v.index
 
 	end := info.State.LastSeq
@@ -125,27 +129,33 @@ func stopped(ctx context.Context, err error) error {
 	return err
 }
 
-// filters are the subjects to ask the server for; none if the whole stream is wanted.
-func (v *viewer) filters(prefix string, has []string) []string {
+// filters are those to ask the server for; none if the whole stream is wanted. Those of
+// types are for both layouts of subjects: which one a stream has may not be known yet, and
+// changes where it is made anew. What is in the other one is nothing.
+func (v *viewer) filters(realm subjects.Realm, has []string) (all []string) {
 	if len(v.Types) == 0 {
-		if len(has) == 1 && has[0] == prefix+">" {
+		if len(has) == 1 && has[0] == realm.All() {
 			return nil
 		}
-		return []string{prefix + ">"}
+		return []string{realm.All()}
 	}
-	var subjects []string
 	for _, t := range v.Types {
 		if t == "bridge" {
-			t = "bridge.>"
+			all = append(all, realm.Records())
+			continue
 		}
-		subjects = append(subjects, prefix+t)
+		for _, l := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
+			if filter := realm.By(l).Type(t); filter != "" { // else no event of it has a subject
+				all = append(all, filter)
+			}
+		}
 	}
 	// A gap is shown to people whatever they asked for.
 	if v.pretty != nil && !slices.Contains(v.Types, "bridge") {
-		subjects = append(subjects, prefix+"bridge.gap")
+		all = append(all, realm.Record(subjects.Gap))
 	}
-	slices.Sort(subjects)
-	return slices.Compact(subjects)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // firstWindow is how far the search for the last events looks back at first, in
@@ -280,16 +290,16 @@ func (v *viewer) inChannel(ctx context.Context, e *events.Event, body any) bool 
 	case *events.Message:
 		return !b.Direct() && is(b.To.Channel)
 	case *events.Reaction:
-		return is(v.index.message(ctx, b.MessageID, e.Seq).channel)
+		return is(v.index.message(ctx, b.MessageID, e).channel)
 	case *events.UpdateMessage:
 		return is(b.Channel) || of(b.ChannelID) || of(b.NewChannelID) ||
-			b.ChannelID == 0 && is(v.index.message(ctx, b.MessageID, e.Seq).channel)
+			b.ChannelID == 0 && is(v.index.message(ctx, b.MessageID, e).channel)
 	case *events.DeleteMessage:
 		if of(b.ChannelID) {
 			return true
 		}
 		if ids := b.IDs(); len(ids) > 0 {
-			return is(v.index.message(ctx, ids[0], e.Seq).channel)
+			return is(v.index.message(ctx, ids[0], e).channel)
 		}
 	case *events.Typing:
 		return of(b.ChannelID)

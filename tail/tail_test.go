@@ -17,6 +17,7 @@ import (
 
 	"zulip-nats/events"
 	"zulip-nats/stream/natstest"
+	"zulip-nats/subjects"
 )
 
 // bus is a realm's stream, and what is published there by hand.
@@ -59,6 +60,14 @@ func (b *bus) put(m *nats.Msg) uint64 {
 }
 
 func (b *bus) event(typ, body string) uint64 { b.Helper(); return b.put(b.msg(typ, body)) }
+
+// placed is an event of a stream by place.
+func (b *bus) placed(typ, place, body string) uint64 {
+	b.Helper()
+	m := b.msg(typ, body)
+	m.Subject += "." + place
+	return b.put(m)
+}
 
 func (b *bus) record(kind, record, body string) uint64 {
 	b.Helper()
@@ -379,7 +388,12 @@ func TestLookUps(t *testing.T) {
 	}
 	<-b.js.PublishAsyncComplete()
 	end := b.event("heartbeat", "{}")
-	x := index{js: b.js, stream: b.stream, subject: "zulip.acme.message"}
+	realm, err := subjects.ParseRealm("acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind := func(seq uint64) *events.Event { return &events.Event{Seq: seq, Subject: "zulip.acme.reaction"} }
+	x := index{js: b.js, stream: b.stream, realm: realm}
 	asked := 0
 	for _, c := range []struct {
 		id   int64
@@ -387,7 +401,7 @@ func TestLookUps(t *testing.T) {
 	}{{10, "text 10"}, {5, "text 5"}, {19990, "text 19990"}, {19985, "text 19985"}, {10010, "text 10010"}, {10005, "text 10005"},
 		{7, ""}, {3000000, ""}, {1, ""}} {
 		for range 3 {
-			if m := x.message(t.Context(), c.id, end); m.text != c.want {
+			if m := x.message(t.Context(), c.id, behind(end)); m.text != c.want {
 				t.Errorf("%d: %+v", c.id, m)
 			}
 		}
@@ -397,18 +411,98 @@ func TestLookUps(t *testing.T) {
 		asked = x.asked
 	}
 	// What stands behind the event that is about it is not that message.
-	x = index{js: b.js, stream: b.stream, subject: "zulip.acme.message"}
-	if m := x.message(t.Context(), 30, 3); m.known { // it is the third
+	x = index{js: b.js, stream: b.stream, realm: realm}
+	if m := x.message(t.Context(), 30, behind(3)); m.known { // it is the third
 		t.Errorf("behind: %+v", m)
 	}
 	// Where nothing may be asked, nothing is waited for again.
-	x = index{js: b.js, stream: b.stream, subject: "zulip.acme.message"}
+	x = index{js: b.js, stream: b.stream, realm: realm}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	x.message(gone, 1, end)
-	if x.message(gone, 2, end); x.asked != 1 {
+	x.message(gone, 1, behind(end))
+	if x.message(gone, 2, behind(end)); x.asked != 1 {
 		t.Errorf("asked %d times", x.asked)
 	}
+}
+
+// A stream by place is shown like one by type, whatever of its records is left, also when
+// it is empty at first.
+func TestByPlace(t *testing.T) {
+	b := newBus(t, natstest.Start(t).JetStream())
+	from := func(o Options) []string {
+		b.Helper()
+		return storedDay(b.shown(o, 0))
+	}
+	queue := b.record("queue", "queue", `{"record":"queue","why":"first","queue_id":"8b5c","subjects":"by-place"}`)
+	b.placed("message", "channel.3", said(1, "ops", "disks", "Ada", "/var is full"))
+	b.placed("message", "direct", direct(2, "Ada", "lunch?", "Grace"))
+	b.placed("presence", "none", `{"type":"presence","user_id":3,"presence":{"website":{"status":"active"}}}`)
+	b.placed("message", "channel.6", said(3, "design", "blue", "Zoë", "41 shades"))
+	about := b.placed("reaction", "channel.3", reaction("add", 1))
+	b.placed("reaction", "direct", reaction("add", 2))
+	b.placed("update_message", "channel.3", `{"type":"update_message","user_id":3,"message_id":1,"message_ids":[1],`+
+		`"stream_id":3,"stream_name":"ops","orig_content":"/var is full","content":"/var is fine","rendering_only":false}`)
+	b.placed("reaction", "none", reaction("remove", 2))
+	b.placed("message_later", "direct", `{"type":"message_later"}`)
+	const presence = "--:--:-- user 3 is active (website)"
+	messages := []string{"01:50:31 #ops > disks  Ada: /var is full", "01:50:32 direct to Grace  Ada: lunch?",
+		"01:50:33 #design > blue  Zoë: 41 shades"}
+	reactions := []string{"--:--:-- #ops > disks  Grace put 🎉 on Ada: /var is full",
+		"--:--:-- direct to Grace  Grace put 🎉 on Ada: lunch?", "--:--:-- direct to Grace  Grace took 🎉 from Ada: lunch?"}
+	edit := "--:--:-- #ops > disks  Ada edited: /var is fine (was: /var is full)"
+	later := `--:--:-- message_later {"type":"message_later"}`
+	first := "--:--:-- a queue is followed (first): 8b5c"
+
+	for range 2 { // with the queue's record, and where it is gone
+		all := slices.Concat(messages, reactions[:2], []string{edit, reactions[2], later})
+		if queue != 0 {
+			all = append([]string{first}, all...)
+		}
+		compare(t, from(Options{}), all)
+		compare(t, from(Options{Types: []string{"message"}}), messages)
+		compare(t, from(Options{Types: []string{"presence", "update_message"}, Last: 2}), []string{presence, edit})
+		compare(t, from(Options{Types: []string{"message"}, Last: 2}), messages[1:])
+		compare(t, from(Options{Types: []string{"message", "reaction"}, Channel: "ops"}),
+			[]string{messages[0], reactions[0]})
+		// Begun behind the messages, they are looked up.
+		compare(t, from(Options{From: about}), slices.Concat(reactions[:2], []string{edit, reactions[2], later}))
+		compare(t, from(Options{Types: []string{"reaction"}, Last: 3}), reactions)
+		compare(t, from(Options{Types: []string{"update_message"}, Channel: "Ops", From: about}), []string{edit})
+		if got := b.shown(Options{Types: []string{"message"}, Show: JSON{}}, 0); len(got) != 3 ||
+			!strings.Contains(got[1], `"zulip.acme.message.direct"`) {
+			t.Errorf("JSON: %q", got)
+		}
+		if queue != 0 {
+			if err := b.stream.DeleteMsg(t.Context(), queue); err != nil {
+				t.Fatal(err)
+			}
+			queue = 0
+		}
+	}
+
+	// Followed from the beginning, when nobody can know the layout.
+	if err := b.stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	comes := func() {
+		b.placed("message", "direct", direct(4, "Ada", "tea?", "Grace"))
+		b.placed("reaction", "direct", reaction("add", 4))
+		b.placed("message", "channel.3", said(5, "ops", "disks", "Ada", "/tmp too"))
+	}
+	err := Run(ctx, Options{JetStream: b.js, Stream: "ZULIP_acme", Realm: "acme", Types: []string{"message"},
+		Show: &Pretty{W: &out, Zone: time.UTC}, Began: comes, Shown: func(e *events.Event) {
+			if e.MessageID == 5 {
+				cancel()
+			}
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, storedDay(strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")),
+		[]string{"01:50:34 direct to Grace  Ada: tea?", "01:50:35 #ops > disks  Ada: /tmp too"})
 }
 
 // What is remembered has a bound.
