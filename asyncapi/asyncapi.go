@@ -9,10 +9,12 @@ package asyncapi
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
 
+	"zulip-nats/bridge"
 	"zulip-nats/events"
 	"zulip-nats/schema"
 	"zulip-nats/subjects"
@@ -50,19 +52,48 @@ func ref(parts ...string) object {
 
 // place is where messages of one type go: a channel of the document.
 type place struct {
-	channel string // its name in the document
-	address string // the subject; {words} in braces are parameters
-	about   string
+	channel    string // its name in the document
+	address    string // the subject; {words} in braces are parameters
+	about      string
+	parameters object // what these are
 }
 
-// places are those of the events of one type. A layout of subjects that puts a type in
-// several places has them here, and nowhere else.
-func (c *Config) places(typ string) ([]place, error) {
+// places are those of the events of one type: by type one, by place those where such
+// events go.
+func (c *Config) places(typ, about string) ([]place, error) {
 	subject, err := c.Realm.By(subjects.ByType).Event(typ, subjects.Nowhere)
 	if err != nil {
 		return nil, err
 	}
-	return []place{{channel: typ, address: subject}}, nil
+	return c.placed(place{channel: typ, address: subject, about: about}, typ), nil
+}
+
+// placed makes of the place that a type has by type those that it has in the layout.
+func (c *Config) placed(p place, typ string) []place {
+	if c.Realm.Layout() != subjects.ByPlace {
+		return []place{p}
+	}
+	var all []place
+	add := func(has bool, at, parameter, about string) {
+		if !has {
+			return
+		}
+		to := place{channel: p.channel + "." + at, address: p.address + "." + at, about: p.about + " " + about,
+			parameters: maps.Clone(p.parameters)}
+		if parameter != "" {
+			to.address += ".{channel}"
+			if to.parameters == nil {
+				to.parameters = object{}
+			}
+			to.parameters["channel"] = object{"description": parameter}
+		}
+		all = append(all, to)
+	}
+	channel, direct, none := bridge.PlacesOf(typ)
+	add(channel, "channel", "The id of the channel.", "Here: in one channel.")
+	add(direct, subjects.Direct.String(), "", "Here: in direct messages, or perhaps there.")
+	add(none, subjects.Nowhere.String(), "", "Here: in neither a channel nor direct messages, or it is not known where.")
+	return all
 }
 
 // recordKinds says which records are on a subject of the bridge's own.
@@ -118,11 +149,11 @@ func Document(c Config) ([]byte, error) {
 	}
 	d.stub()
 	for _, r := range recordKinds {
-		d.record(place{channel: "bridge." + r.kind, address: c.Realm.Record(r.kind), about: r.about}, nil, r.records...)
+		d.record(place{channel: "bridge." + r.kind, address: c.Realm.Record(r.kind), about: r.about}, r.records...)
 	}
 	d.record(place{channel: "bridge.state", address: strings.TrimSuffix(c.Realm.States(), "*") + "{section}",
-		about: "A piece of that state."},
-		object{"section": object{"description": "The section: users, channels, ..."}}, events.RecordState)
+		about:      "A piece of that state.",
+		parameters: object{"section": object{"description": "The section: users, channels, ..."}}}, events.RecordState)
 	doc := object{
 		"asyncapi": Version,
 		"id":       "urn:zulip-nats:" + c.Realm.String(),
@@ -200,7 +231,7 @@ func (d *document) message(name, title, about string, head object, payload objec
 
 // channel puts a channel in the document that has these messages, and the operation that
 // the bridge sends them.
-func (d *document) channel(p place, parameters object, messages ...string) {
+func (d *document) channel(p place, messages ...string) {
 	of := object{}
 	for _, m := range messages {
 		of[m] = ref("components", "messages", m)
@@ -209,8 +240,8 @@ func (d *document) channel(p place, parameters object, messages ...string) {
 	if p.about != "" {
 		c["summary"] = p.about
 	}
-	if parameters != nil {
-		c["parameters"] = parameters
+	if p.parameters != nil {
+		c["parameters"] = p.parameters
 	}
 	d.channels[p.channel] = c
 	d.operations["send."+p.channel] = object{"action": "send", "channel": ref("channels", p.channel)}
@@ -229,15 +260,12 @@ func (d *document) event(s schema.Schema) error {
 				events.HeaderEventType: s.Name, events.HeaderOrigin: events.OriginBackfill})), payload)
 		messages = append(messages, "backfill.message")
 	}
-	places, err := d.places(s.Name)
+	places, err := d.places(s.Name, s.About)
 	if err != nil {
 		return err
 	}
 	for _, p := range places {
-		if p.about == "" {
-			p.about = s.About
-		}
-		d.channel(p, nil, messages...)
+		d.channel(p, messages...)
 	}
 	return nil
 }
@@ -267,13 +295,15 @@ func (d *document) others() {
 	head := whole(d.rules(live, map[string]string{events.HeaderOrigin: events.OriginLive}))
 	d.message("event.other", "an event of another type", "An event of a type that is not known here.", head,
 		ref("components", "schemas", "event.other"))
-	d.channel(place{channel: "other", address: strings.TrimSuffix(d.Realm.All(), ">") + "{type}",
-		about: "Events of types that came with newer servers."},
-		object{"type": object{"description": "The event's type."}}, "event.other", "stub")
+	for _, p := range d.placed(place{channel: "other", address: strings.TrimSuffix(d.Realm.All(), ">") + "{type}",
+		about:      "Events of types that came with newer servers.",
+		parameters: object{"type": object{"description": "The event's type."}}}, "") {
+		d.channel(p, "event.other", "stub")
+	}
 }
 
 // record puts the records of one subject in the document.
-func (d *document) record(p place, parameters object, records ...string) {
+func (d *document) record(p place, records ...string) {
 	var messages []string
 	for _, name := range records {
 		s, ok := schema.Of(name)
@@ -285,5 +315,5 @@ func (d *document) record(p place, parameters object, records ...string) {
 			ref("components", "schemas", title))
 		messages = append(messages, title)
 	}
-	d.channel(p, parameters, messages...)
+	d.channel(p, messages...)
 }

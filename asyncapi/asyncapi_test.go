@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,6 +80,10 @@ func configs(t testing.TB) map[string]asyncapi.Config {
 		"cloud": {Realm: realm(t, "acme"), Stream: "ZULIP_acme", Program: "1.2.3", CloudEvents: true},
 		"few types": {Realm: realm(t, "A_b"), Stream: "ZULIP_A_b", Program: "1",
 			Types: []string{"message", "brand_new", "typing", "newer"}, Excluded: []string{"typing", "newer"}},
+		"by place": {Realm: realm(t, "acme").By(subjects.ByPlace), Stream: "ZULIP_acme", Program: "1.2.3",
+			Servers: []string{"nats://127.0.0.1:4222"}},
+		"few types by place": {Realm: realm(t, "acme").By(subjects.ByPlace), Stream: "ZULIP_acme", Program: "1",
+			CloudEvents: true, Types: []string{"message", "reaction", "brand_new"}, Excluded: []string{"heartbeat"}},
 	}
 }
 
@@ -220,6 +225,76 @@ func TestSubjects(t *testing.T) {
 	}
 	if _, err := asyncapi.Document(asyncapi.Config{Realm: realm(t, "a"), Types: []string{"a.b"}}); err == nil {
 		t.Error("a type that cannot be in a subject is described")
+	}
+}
+
+// TestByPlace: each type has the subjects of the places where its events go, and those of
+// the records stay.
+func TestByPlace(t *testing.T) {
+	const records = "bridge.erased bridge.excluded bridge.gap bridge.queue bridge.rejected bridge.skipped bridge.state-begin " +
+		"bridge.state-end bridge.state.{section}"
+	addresses := func(name string) (all []string) {
+		for of, c := range get(document(t, configs(t)[name]), "channels") {
+			c := c.(map[string]any)
+			address := strings.TrimPrefix(c["address"].(string), "zulip.acme.")
+			all = append(all, address)
+			parameters, _ := c["parameters"].(map[string]any)
+			for word := range parameters {
+				if !strings.Contains(address, "{"+word+"}") {
+					t.Errorf("%s: %s has the parameter %s", name, address, word)
+				}
+			}
+			if len(parameters) != strings.Count(address, "{") {
+				t.Errorf("%s: the parameters of %s are %v", name, address, parameters)
+			}
+			if strings.HasPrefix(of, "send.") || c["summary"] == "" {
+				t.Errorf("%s: %s, %v", name, of, c["summary"])
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	want := strings.Fields(records + " message.channel.{channel} message.direct reaction.channel.{channel} reaction.direct " +
+		"reaction.none brand_new.channel.{channel} brand_new.direct brand_new.none")
+	slices.Sort(want)
+	if has := addresses("few types by place"); !slices.Equal(has, want) {
+		t.Errorf("the subjects are %v, want %v", has, want)
+	}
+
+	want = strings.Fields(records + " {type}.channel.{channel} {type}.direct {type}.none")
+	for places, types := range map[string]string{
+		"channel.{channel}":      "user_topic",
+		"channel.{channel} none": "stream subscription",
+		"channel.{channel} direct": "delete_message message submessage typing typing_edit_message update_message " +
+			"url_embed_data",
+		"channel.{channel} direct none": "reaction update_message_flags",
+		"direct":                        "attachment drafts navigation_view reminders scheduled_messages",
+		"none": "alert_words channel_folder custom_profile_fields default_stream_groups default_streams device " +
+			"has_webex_token has_zoom_token heartbeat hotspots invites_changed muted_topics muted_users onboarding_steps " +
+			"pointer presence push_device realm realm_bot realm_domains realm_emoji realm_export realm_export_consent " +
+			"realm_filters realm_linkifiers realm_playgrounds realm_user realm_user_settings_defaults restart " +
+			"saved_snippets update_display_settings update_global_notifications user_group user_settings user_status " +
+			"web_reload_client",
+	} {
+		for typ := range strings.FieldsSeq(types) {
+			for at := range strings.FieldsSeq(places) {
+				want = append(want, typ+"."+at)
+			}
+		}
+	}
+	slices.Sort(want)
+	has := addresses("by place")
+	if !slices.Equal(has, want) {
+		t.Errorf("the subjects are %v, want %v", has, want)
+	}
+	// No record is where a type is that is not known.
+	for _, record := range append(strings.Fields(records), "bridge.state.users") {
+		for _, address := range has {
+			pattern := regexp.MustCompile(`\\\{\w+\\\}`).ReplaceAllString(regexp.QuoteMeta(address), `[^.]+`)
+			if !strings.HasPrefix(address, "bridge.") && regexp.MustCompile("^"+pattern+"$").MatchString(record) {
+				t.Errorf("%s is taken for one of %s", record, address)
+			}
+		}
 	}
 }
 

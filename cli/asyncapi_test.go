@@ -38,6 +38,17 @@ func TestAsyncAPI(t *testing.T) {
 			t.Errorf("%s: a secret is in the document", c.args)
 		}
 	}
+	e := s.runs("asyncapi", "--realm", "acme", "--subjects", "by-place")
+	for _, address := range []string{"zulip.acme.message.channel.{channel}", "zulip.acme.message.direct", "zulip.acme.presence.none",
+		"zulip.acme.{type}.none", "zulip.acme.bridge.gap"} {
+		if e.code != 0 || !strings.Contains(e.stdout, `"address": "`+address+`"`) {
+			t.Errorf("by place: exit code %d, no address %s", e.code, address)
+		}
+	}
+	if strings.Contains(e.stdout, `"zulip.acme.message"`) || strings.Contains(e.stdout, `"zulip.acme.message.none"`) {
+		t.Error("by place there are subjects that are by type, or where no message is")
+	}
+	s.runs("asyncapi", "--realm", "acme", "--subjects", "by-topic").want(t, 2, "--subjects", "by-topic", "by-place")
 	s.runs("asyncapi", "--realm", "a.b").want(t, 2, "--realm")
 	s.runs("asyncapi", "--zuliprc", filepath.Join(s.TempDir(), "none")).want(t, 78, "none", "--realm, which needs no zuliprc")
 	s.runs("asyncapi", "--realm", "acme", "--event-types", "a.b").want(t, 2, "--event-types")
