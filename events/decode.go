@@ -73,7 +73,7 @@ func Decode(subject string, h nats.Header, body []byte) (*Event, error) {
 		Recipient: h.Get(HeaderRecipientType), Raw: body, Subject: subject, Header: h,
 	}
 	kind := ""
-	if parts := strings.SplitN(subject, ".", 3); len(parts) == 3 && parts[0] == "zulip" {
+	if parts := strings.SplitN(subject, ".", 4); len(parts) >= 3 && parts[0] == "zulip" { // a fourth: the place
 		e.Realm, kind = parts[1], parts[2]
 	}
 	for _, n := range []struct {

@@ -176,6 +176,17 @@ func TestEnvelope(t *testing.T) {
 		t.Errorf("the body of a record: %v, %v", b, err)
 	}
 
+	for _, place := range []string{"direct", "none", "channel.7"} {
+		h := stored("message", "", "1")
+		e, err := events.Decode("zulip.acme.message."+place, h, nil)
+		if err != nil || e.Realm != "acme" || e.Type != "message" || e.Subject != "zulip.acme.message."+place {
+			t.Errorf("by place: %+v, %v", e, err)
+		}
+		h.Del("Zulip-Event-Type") // the subject says it too
+		if e, err = events.Decode("zulip.acme.message."+place, h, nil); err != nil || e.Type != "message" {
+			t.Errorf("by place, without its type: %+v, %v", e, err)
+		}
+	}
 	e, err = events.Decode("elsewhere.message", stored("message", "caf%C3%A9%25", "1"), nil)
 	if err != nil || e.Realm != "" || e.Op != "café%" {
 		t.Errorf("a copy with an op that is encoded: %+v, %v", e, err)

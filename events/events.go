@@ -14,6 +14,12 @@
 //	                              one of the types in records.go. Those on
 //	                              zulip.<realm>.bridge.state.<section> are pieces of the state.
 //
+// In a stream by place (--subjects by-place; the record [Queue] says so) the events of a
+// type are on zulip.<realm>.<type>.channel.<id>, .direct and .none, and the records where
+// they are in any other. The filters "zulip.chat.message" and "zulip.chat.message.>"
+// together are right in both: in each stream one of them covers all messages, the other
+// nothing.
+//
 // An event that is larger than a message may be is a stub: it has no body, and
 // HeaderObject says where in the object store it is.
 //

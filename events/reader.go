@@ -84,6 +84,11 @@ func object(ctx context.Context, js jetstream.JetStream, bucket, name string) ([
 //   - A durable one with explicit acknowledgements and MaxAckPending 1. Without the 1, a message that a broken
 //     connection lost on its way comes again behind later ones, and "the highest sequence done" would hide it; so
 //     others are refused.
+//
+// Either may have filters. Those for messages are zulip.<realm>.message and
+// zulip.<realm>.message.>, which together are right in both layouts of subjects; by place
+// zulip.<realm>.*.channel.7 is all that is in one channel. With
+// zulip.<realm>.bridge.gap it hears of gaps.
 type Reader struct {
 	Consumer jetstream.Consumer
 	// JetStream is for the object store. nil: stubs come as they are.

@@ -101,6 +101,37 @@ func TestReader(t *testing.T) {
 	}
 }
 
+// The filters that the package comment names cover all messages in both layouts, and
+// nothing else.
+func TestReaderLayouts(t *testing.T) {
+	for _, place := range []string{"", ".channel.7", ".direct"} {
+		_, js := acme(t, 1)
+		for i, typ := range []string{"message", "message_later", "reaction", "message"} {
+			put(t, js, "zulip.acme."+typ+place, stored(typ, "", strconv.Itoa(i+2)), "{}")
+		}
+		put(t, js, "zulip.acme.bridge.gap", nats.Header{"Bridge-Record": {"gap-opened"}, "Bridge-Record-Id": {"w-1"}}, "{}")
+		c, err := js.OrderedConsumer(t.Context(), "ZULIP_acme", jetstream.OrderedConsumerConfig{
+			FilterSubjects: []string{"zulip.acme.message", "zulip.acme.message.>", "zulip.acme.bridge.gap"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := events.Reader{Consumer: c}
+		var got []string
+		for e, err := range r.All(limited(t)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, fmt.Sprint(e.Type, " ", e.Seq))
+			if e.Record != "" {
+				break
+			}
+		}
+		if want := []string{"message 2", "message 5", "bridge 6"}; !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, want %q", place, got, want)
+		}
+	}
+}
+
 // The end of its context ends the loop, without an error.
 func TestReaderStops(t *testing.T) {
 	_, js := acme(t, 1)
