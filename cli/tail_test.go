@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -315,6 +317,86 @@ func TestRunShows(t *testing.T) {
 	e := a.runs(append(strings.Fields(want)[1:], "--since", "#1", "--no-follow")...)
 	if e.code != 0 || !strings.Contains(e.stdout, ": two\n") {
 		t.Errorf("%+v", e)
+	}
+}
+
+// What run --show prints of a stream by place, and tail without being told the layout: also
+// where the record that names it is gone, and with no right to look up anything.
+func TestTailByPlace(t *testing.T) {
+	a := visits(t)
+	all := &server.User{Username: "all", Password: "p"}
+	reader := &server.User{Username: "reader", Password: "p", Permissions: &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: []string{"$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.ZULIP_acme",
+			"$JS.API.CONSUMER.CREATE.ZULIP_acme.>", "$JS.API.CONSUMER.MSG.NEXT.ZULIP_acme.>", "$JS.API.CONSUMER.DELETE.ZULIP_acme.>"}},
+		Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}}}
+	srv := natstest.Start(t, func(o *server.Options) { o.Users = []*server.User{all, reader} })
+	js := srv.JetStream(nats.UserInfo("all", "p"))
+	as := func(user string) []string {
+		return []string{"--nats-url", srv.URL, "--nats-user", user, "--nats-password", "p"}
+	}
+	p := a.starts(slices.Concat(a.args, as("all"), []string{"--subjects", "by-place", "--show"})...)
+	p.waits("a queue", func() bool { return len(a.zulip.Queues()) > 0 })
+	one := a.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "tea", Content: "one"})
+	direct := a.zulip.SendMessage(zulipsim.Message{To: []string{a.bot.Email}, Sender: "ada@example.com", Content: "between us"})
+	edited := "one and a half"
+	a.zulip.EditMessage(one, zulipsim.Edit{Content: &edited})
+	p.waits("an edit", func() bool { return strings.Contains(p.out.String(), "edited: one and a half") })
+	a.zulip.React(one, "ada@example.com", "tada")
+	a.zulip.React(direct, "ada@example.com", "heart")
+	p.waits("reactions", func() bool { return strings.Count(p.out.String(), " put ") == 2 })
+	if code := p.stops(); code != 0 {
+		t.Fatalf("exit code %d: %s", code, p.err.String())
+	}
+	s, err := js.Stream(t.Context(), "ZULIP_acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("zulip.acme.>"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"message.direct", "reaction.direct", "update_message.channel."} {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(info.State.Subjects)), func(has string) bool {
+			return strings.HasPrefix(has, "zulip.acme."+subject)
+		}) {
+			t.Errorf("nothing is on %s: %v", subject, info.State.Subjects)
+		}
+	}
+
+	for _, state := range []string{"with the record of the queue", "without"} {
+		for _, c := range []struct {
+			user, args string
+			want       []string // in these lines, and there are no others
+		}{
+			{"all", "--type message --since #1", []string{"#general > tea  ", "between us"}},
+			{"all", "--type message --last 1", []string{"between us"}},
+			{"all", "--type message --last 2 --format json", []string{`"zulip.acme.message.channel.`, `"zulip.acme.message.direct"`}},
+			{"all", "--type message --since #1 --channel General", []string{"#general > tea  "}},
+			{"all", "--type update_message,bridge --last 1", []string{"edited: one and a half (was: one)"}},
+			{"all", "--type reaction --last 2", []string{"#general > tea  ", "direct to "}}, // looked up
+			{"reader", "--type reaction --last 2", []string{fmt.Sprint("on message ", one), fmt.Sprint("on message ", direct)}},
+			{"reader", "--type message --last 1 --realm acme", []string{"between us"}},
+		} {
+			e := a.runs(slices.Concat([]string{"tail", "--no-follow"}, as(c.user), strings.Fields(c.args))...)
+			var lines []string
+			for line := range strings.Lines(e.stdout) {
+				if !strings.HasPrefix(line, "──") { // the day
+					lines = append(lines, line)
+				}
+			}
+			if e.code != 0 || len(lines) != len(c.want) {
+				t.Errorf("%s, %s, %s: %+v", state, c.user, c.args, e)
+				continue
+			}
+			for i, want := range c.want {
+				if !strings.Contains(lines[i], want) {
+					t.Errorf("%s, %s, %s: %q does not have %q", state, c.user, c.args, lines[i], want)
+				}
+			}
+		}
+		if err := s.Purge(t.Context(), jetstream.WithPurgeSubject("zulip.acme.bridge.queue")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
