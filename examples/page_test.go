@@ -25,9 +25,11 @@ import (
 
 // TestPage is the page in a real browser: it shows what comes, and says what it does not
 // see.
-func TestPage(t *testing.T) {
-	t.Parallel()
+func TestPage(t *testing.T) { layouts(t, testPage) }
+
+func testPage(t *testing.T, options ...string) {
 	w := newWorld(t, "README.md")
+	w.options = options
 	w.start()
 	files := http.NewServeMux()
 	files.HandleFunc("/", func(out http.ResponseWriter, r *http.Request) { http.ServeFile(out, r, "browser/index.html") })

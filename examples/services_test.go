@@ -21,9 +21,11 @@ import (
 
 // TestServices puts the three services through all that goes wrong, at once, and compares
 // what they have come to with what Zulip has.
-func TestServices(t *testing.T) {
-	t.Parallel()
+func TestServices(t *testing.T) { layouts(t, testServices) }
+
+func testServices(t *testing.T, options ...string) {
 	w := newWorld(t, "README.md")
+	w.options = options
 	w.start()
 	address := fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
 	search := w.serve("search", []string{"NATS_URL=" + w.as("search")}, w.builds(), "--http", address, "--file",
@@ -129,7 +131,7 @@ func (w *world) until(what, address string) {
 		if err != nil {
 			return 0
 		}
-		for _, subject := range []string{"message", "bridge.gap"} { // that all of them, or two, listen to
+		for _, subject := range []string{"message", "message.>", "bridge.gap"} { // that all of them, or two, listen to
 			if m, err := s.GetLastMsgForSubject(w.t.Context(), "zulip.acme."+subject); err == nil {
 				seq = max(seq, m.Sequence)
 			}

@@ -45,6 +45,7 @@ type world struct {
 	webSocket  string // address of NATS for browsers
 	violations bool   // whether somebody is meant to be refused something
 
+	options []string // of the bridge
 	bridge  *harness.Process
 	journal *harness.Journal
 	started time.Time // when the bridge was
@@ -134,6 +135,17 @@ func (w *world) account(email, name string) {
 	harness.WriteZuliprc(w.t, w.path(name), email, bot.Key, w.site)
 }
 
+// layouts runs a test in a stream by type and in one by place.
+func layouts(t *testing.T, test func(t *testing.T, options ...string)) {
+	t.Parallel()
+	for _, layout := range []string{"by-type", "by-place"} {
+		t.Run(layout, func(t *testing.T) {
+			t.Parallel()
+			test(t, "--subjects", layout)
+		})
+	}
+}
+
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
 // start starts the bridge, and waits until it polls.
@@ -141,7 +153,7 @@ func (w *world) start(more ...string) {
 	w.t.Helper()
 	w.started = time.Now()
 	p, err := harness.Start(w.journal, append([]string{"run", "--zuliprc", w.path("bridge"), "--nats-url", w.nats.URL,
-		"--realm", "acme", "--no-lease"}, more...)...)
+		"--realm", "acme", "--no-lease"}, slices.Concat(w.options, more)...)...)
 	harness.Must(w.t, err)
 	w.t.Cleanup(p.Kill)
 	w.bridge = p

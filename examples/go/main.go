@@ -98,10 +98,9 @@ func run(ctx context.Context, url, realm, file, address string) error {
 // follow reads the stream from behind what the index has, for as long as ctx lives.
 func (x *index) follow(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, realm string) error {
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:   x.Done + 1,
-		FilterSubjects: []string{"zulip." + realm + ".message", "zulip." + realm + ".update_message",
-			"zulip." + realm + ".delete_message", "zulip." + realm + ".bridge.gap"},
+		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:    x.Done + 1,
+		FilterSubjects: filters(realm, "message", "update_message", "delete_message"),
 	})
 	if err != nil {
 		return err
@@ -124,6 +123,16 @@ func (x *index) follow(ctx context.Context, js jetstream.JetStream, stream jetst
 		x.take(event.Seq, body)
 	}
 	return nil
+}
+
+// filters are those for types of events, in a stream by type and in one by place, and for
+// gaps.
+func filters(realm string, types ...string) []string {
+	all := []string{"zulip." + realm + ".bridge.gap"}
+	for _, typ := range types {
+		all = append(all, "zulip."+realm+"."+typ, "zulip."+realm+"."+typ+".>")
+	}
+	return all
 }
 
 // index is all that is known.

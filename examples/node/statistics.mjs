@@ -39,7 +39,8 @@ if (counts.done > 0 && state.first_seq > counts.done + 1) {
 }
 
 const consumer = await jetstream(nc).consumers.get(stream, {
-  filter_subjects: ["message", "reaction", "bridge.gap"].map((kind) => `zulip.${REALM}.${kind}`),
+  // Those with .> are for a stream by place.
+  filter_subjects: ["message", "message.>", "reaction", "reaction.>", "bridge.gap"].map((kind) => `zulip.${REALM}.${kind}`),
   deliver_policy: DeliverPolicy.StartSequence,
   opt_start_seq: counts.done + 1,
 });

@@ -49,7 +49,8 @@ async def main():
         f"ZULIP_{REALM}",
         ConsumerConfig(
             durable_name="greeter",
-            filter_subject=f"zulip.{REALM}.message",
+            # In a stream by type, and in one by place: there is no need to see direct ones.
+            filter_subjects=[f"zulip.{REALM}.message", f"zulip.{REALM}.message.channel.*"],
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=4 * PATIENCE,  # a message takes three answers, at most
             max_ack_pending=1,
