@@ -91,8 +91,16 @@ func Run(ctx context.Context, o Options) error {
 		return stopped(ctx, err)
 	}
 	info := stream.CachedInfo()
-	v.source = &source{js: o.JetStream, stream: o.Stream, realm: o.Realm, filters: v.filters(realm, info.Config.Subjects),
-		created: info.Created, anew: v.anew}
+	byPlace, err := v.byPlace(ask, stream, realm)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	v.source = &source{js: o.JetStream, stream: o.Stream, realm: o.Realm, created: info.Created,
+		filters: v.filters(realm, info.Config.Subjects, byPlace)}
+	v.source.anew = func() error {
+		v.source.filters = v.filters(realm, info.Config.Subjects, false) // of the other layout, perhaps
+		return v.anew()
+	}
 	v.index = index{js: o.JetStream, stream: stream, realm: realm}
 	fresh := v.index
 
@@ -129,22 +137,43 @@ func stopped(ctx context.Context, err error) error {
 	return err
 }
 
-// filters are those to ask the server for; none if the whole stream is wanted. Those of
-// types are for both layouts of subjects: which one a stream has may not be known yet, and
-// changes where it is made anew. What is in the other one is nothing.
-func (v *viewer) filters(realm subjects.Realm, has []string) (all []string) {
+// byPlace says whether a stream is known to have subjects by place, where that makes a
+// difference. By its records it would be known too, but not everybody may read single
+// messages.
+func (v *viewer) byPlace(ctx context.Context, stream jetstream.Stream, realm subjects.Realm) (bool, error) {
+	if len(v.Types) == 0 {
+		return false, nil
+	}
+	// Few subjects, and heartbeats are there.
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(strings.TrimSuffix(realm.All(), ">")+"*."+subjects.Nowhere.String()))
+	if err != nil {
+		return false, err
+	}
+	return len(info.State.Subjects) > 0, nil
+}
+
+// filters are those to ask the server for; none if the whole stream is wanted. Where it is
+// not known whether the stream is by place, those of types are for both layouts: what is
+// in the other one is nothing. Where it is, there is one filter: with several, and the
+// many subjects of such a stream, nats-server takes ten times as long for each message and
+// more, and the whole stream comes sooner than that.
+func (v *viewer) filters(realm subjects.Realm, has []string, byPlace bool) (all []string) {
 	if len(v.Types) == 0 {
 		if len(has) == 1 && has[0] == realm.All() {
 			return nil
 		}
 		return []string{realm.All()}
 	}
+	layouts := []subjects.Layout{subjects.ByType, subjects.ByPlace}
+	if byPlace {
+		layouts = layouts[1:]
+	}
 	for _, t := range v.Types {
 		if t == "bridge" {
 			all = append(all, realm.Records())
 			continue
 		}
-		for _, l := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
+		for _, l := range layouts {
 			if filter := realm.By(l).Type(t); filter != "" { // else no event of it has a subject
 				all = append(all, filter)
 			}
@@ -153,6 +182,9 @@ func (v *viewer) filters(realm subjects.Realm, has []string) (all []string) {
 	// A gap is shown to people whatever they asked for.
 	if v.pretty != nil && !slices.Contains(v.Types, "bridge") {
 		all = append(all, realm.Record(subjects.Gap))
+	}
+	if byPlace && len(all) > 1 {
+		return []string{realm.All()}
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
@@ -175,6 +207,9 @@ func (v *viewer) lastOf(ctx context.Context, first, end uint64) (uint64, error) 
 		}
 		var found []uint64
 		err := v.source.read(ctx, place{seq: low}, high, func(e *events.Event) error {
+			if !v.typed(e) {
+				return nil
+			}
 			body, _ := v.body(ctx, e)
 			if v.wanted(ctx, e, body) && !(v.pretty != nil && isGap(e)) {
 				if found = append(found, e.Seq); len(found) > v.Last {
@@ -203,6 +238,12 @@ func isGap(e *events.Event) bool {
 	return e.Record == events.RecordGapOpened || e.Record == events.RecordGapClosed
 }
 
+// typed says whether an event is of the types that are shown, or a gap where that is
+// shown besides. By place others may come too.
+func (v *viewer) typed(e *events.Event) bool {
+	return len(v.Types) == 0 || slices.Contains(v.Types, e.Type) || v.pretty != nil && isGap(e)
+}
+
 // body fetches what is not in the message, and parses it.
 func (v *viewer) body(ctx context.Context, e *events.Event) (any, error) {
 	err := events.Resolve(ctx, v.JetStream, e)
@@ -215,6 +256,9 @@ func (v *viewer) body(ctx context.Context, e *events.Event) (any, error) {
 
 // show shows one event, if it is wanted.
 func (v *viewer) show(ctx context.Context, e *events.Event) error {
+	if !v.typed(e) {
+		return nil
+	}
 	body, bad := v.body(ctx, e)
 	if ctx.Err() != nil {
 		return nil

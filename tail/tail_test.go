@@ -480,19 +480,49 @@ func TestByPlace(t *testing.T) {
 		}
 	}
 
+	// One filter, once the layout is known.
+	realm, err := subjects.ParseRealm("acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	filters := func(show Printer, types ...string) string {
+		t.Helper()
+		v := viewer{Options: Options{Types: types}}
+		v.pretty, _ = show.(*Pretty)
+		byPlace, err := v.byPlace(t.Context(), b.stream, realm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(v.filters(realm, []string{"zulip.acme.>"}, byPlace), " ")
+	}
+	for _, c := range []struct{ got, want string }{
+		{filters(JSON{}), ""},
+		{filters(JSON{}, "message"), "zulip.acme.message.>"},
+		{filters(JSON{}, "bridge"), "zulip.acme.bridge.>"},
+		{filters(JSON{}, "message", "reaction"), "zulip.acme.>"},
+		{filters(&Pretty{}, "message"), "zulip.acme.>"}, // and gaps
+	} {
+		if c.got != c.want {
+			t.Errorf("the filters are %q, want %q", c.got, c.want)
+		}
+	}
+
 	// Followed from the beginning, when nobody can know the layout.
 	if err := b.stream.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+	if got, want := filters(JSON{}, "message"), "zulip.acme.message zulip.acme.message.>"; got != want {
+		t.Errorf("of an empty stream the filters are %q, want %q", got, want)
+	}
 	var out bytes.Buffer
 	comes := func() {
 		b.placed("message", "direct", direct(4, "Ada", "tea?", "Grace"))
 		b.placed("reaction", "direct", reaction("add", 4))
 		b.placed("message", "channel.3", said(5, "ops", "disks", "Ada", "/tmp too"))
 	}
-	err := Run(ctx, Options{JetStream: b.js, Stream: "ZULIP_acme", Realm: "acme", Types: []string{"message"},
+	err = Run(ctx, Options{JetStream: b.js, Stream: "ZULIP_acme", Realm: "acme", Types: []string{"message"},
 		Show: &Pretty{W: &out, Zone: time.UTC}, Began: comes, Shown: func(e *events.Event) {
 			if e.MessageID == 5 {
 				cancel()
@@ -503,6 +533,35 @@ func TestByPlace(t *testing.T) {
 	}
 	compare(t, storedDay(strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")),
 		[]string{"01:50:34 direct to Grace  Ada: tea?", "01:50:35 #ops > disks  Ada: /tmp too"})
+}
+
+// A stream by place that is made anew by type goes on, with a filter.
+func TestMadeAnewByType(t *testing.T) {
+	t.Parallel()
+	b := newBus(t, natstest.Start(t).JetStream())
+	b.placed("heartbeat", "none", `{"type":"heartbeat"}`)
+	b.placed("message", "channel.3", said(1, "ops", "x", "Ada", "old"))
+	var out natstest.Buffer
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Options{JetStream: b.js, Stream: "ZULIP_acme", Realm: "acme", From: 1, Types: []string{"message"},
+			Show: Raw{W: &out}})
+	}()
+	natstest.Eventually(t, "the old stream", func() bool { return strings.Contains(out.String(), "old") })
+	config := b.stream.CachedInfo().Config
+	if err := b.js.DeleteStream(t.Context(), config.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	b.event("message", said(2, "ops", "x", "Ada", "new"))
+	natstest.Eventually(t, "the new stream", func() bool { return strings.Contains(out.String(), "new") })
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // What is remembered has a bound.
