@@ -24,10 +24,12 @@ import (
 )
 
 // passwords are those of the users in docs/permissions.md.
-var passwords = map[string]string{"operator": "theOperatorsOwn", "bridge": "theBridgesOwn", "triage": "theTriagesOwn"}
+var passwords = map[string]string{"operator": "theOperatorsOwn", "bridge": "theBridgesOwn", "triage": "theTriagesOwn",
+	"ops": "theOpsOwn"}
 
 // documented gives the nats-server configurations of docs/permissions.md, in their order,
-// with our passwords in them.
+// with our passwords in them: of one account, the user who reads one channel, a reader in
+// an account of its own, and of JetStream in another account.
 func documented(t testing.TB) []string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/permissions.md")
@@ -41,8 +43,8 @@ func documented(t testing.TB) []string {
 		}
 		all = append(all, conf)
 	}
-	if len(all) != 2 {
-		t.Fatalf("%d configurations in docs/permissions.md, not 2", len(all))
+	if len(all) != 4 {
+		t.Fatalf("%d configurations in docs/permissions.md, not 4", len(all))
 	}
 	return all
 }
@@ -210,6 +212,251 @@ func TestReadersPermissions(t *testing.T) {
 	}
 }
 
+// TestReadersPermissionsOfOneChannel is the reader of one channel of docs/permissions.md:
+// it makes its consumer, gets all that is of that channel, and nothing else by any way.
+func TestReadersPermissionsOfOneChannel(t *testing.T) {
+	t.Parallel()
+	docs := documented(t)
+	const before = "{ user: triage"
+	conf := strings.Replace(docs[0], before, docs[1]+before, 1)
+	// The channels' ids are the simulator's.
+	ids := &zulipsim.Server{}
+	ours, theirs := ids.Channel("general").ID, ids.Channel("secret").ID
+	conf = strings.ReplaceAll(conf, ".channel.7", fmt.Sprintf(".channel.%d", ours))
+	n := natstest.StartProcess(t, conf)
+	w := newWorld(t, as("operator", n.URL), func(z *zulipsim.Server) { z.MaxMessageLength = 4 << 20 })
+	if w.zulip.Channel("general").ID != ours || w.zulip.Channel("secret").ID != theirs || ours == theirs {
+		t.Fatal("the channels have other ids")
+	}
+	w.nats = n.URL
+	w.run("--nats-user", "bridge", "--nats-password", passwords["bridge"], "--subjects", "by-place")
+	w.registered()
+	ada := "ada@example.com"
+	for _, m := range []zulipsim.Message{{Channel: "general", Topic: "t"}, {Channel: "secret", Topic: "t"},
+		{To: []string{botEmail}}} {
+		m.Content, m.Sender = "a word", ada
+		w.zulip.React(w.zulip.SendMessage(m), ada, "tada")
+	}
+	large := strings.Repeat("large ", 1<<18)
+	w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: large})
+	w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 1, "status_text": "away"})
+	w.settle()
+	on := map[string]int{}
+	var object string
+	for _, m := range w.read() {
+		on[m.Subject]++
+		object = cmp.Or(m.Get(events.HeaderObject), object)
+	}
+	channel := func(typ string, id int64) string { return fmt.Sprintf("zulip.acme.%s.channel.%d", typ, id) }
+	for subject, want := range map[string]int{channel("message", ours): 2, channel("reaction", ours): 1,
+		channel("message", theirs): 1, channel("reaction", theirs): 1, "zulip.acme.message.direct": 1,
+		"zulip.acme.reaction.direct": 1, "zulip.acme.user_status.none": 1} {
+		if on[subject] != want {
+			t.Errorf("%d on %s, want %d", on[subject], subject, want)
+		}
+	}
+
+	// The filters that the README names.
+	for _, test := range []struct {
+		filters []string
+		want    uint64
+	}{
+		{[]string{"zulip.acme.message.>"}, 4},
+		{[]string{"zulip.acme.message", "zulip.acme.message.>"}, 4},
+		{[]string{channel("*", ours)}, 3},
+		{[]string{"zulip.acme.message.channel.*"}, 3},
+		{[]string{"zulip.acme.*.channel.*", "zulip.acme.*.direct", "zulip.acme.*.none"}, 8},
+		{[]string{"zulip.acme.bridge.>"}, 1},
+	} {
+		c, err := w.js.CreateConsumer(t.Context(), w.stream, jetstream.ConsumerConfig{FilterSubjects: test.filters})
+		harness.Must(t, err)
+		if has := c.CachedInfo().NumPending; has != test.want {
+			t.Errorf("%q: %d messages, want %d", test.filters, has, test.want)
+		}
+	}
+
+	refused := make(chan string, 100)
+	nc := natstest.Connect(t, n.URL, nats.UserInfo("ops", passwords["ops"]), nats.CustomInboxPrefix("_INBOX_ops"),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				refused <- err.Error()
+			}
+		}))
+	filter := channel("*", ours)
+	settings := jetstream.ConsumerConfig{Durable: "ops", FilterSubject: filter}
+	consumer, err := natstest.JetStream(t, nc).CreateOrUpdateConsumer(t.Context(), w.stream, settings)
+	harness.Must(t, err)
+	for _, want := range []string{"message", "reaction", "message"} {
+		m, err := consumer.Next(jetstream.FetchMaxWait(harness.Patience))
+		harness.Must(t, err)
+		if m.Subject() != channel(want, ours) {
+			t.Errorf("the reader gets %s, want %s", m.Subject(), channel(want, ours))
+		}
+		harness.Must(t, m.DoubleAck(t.Context()))
+	}
+	info, err := consumer.Info(t.Context())
+	if err != nil || info.NumPending != 0 || info.NumAckPending != 0 {
+		t.Errorf("behind the channel's messages: %+v, %v", info, err)
+	}
+
+	// What the server says to consumers of more.
+	create := "$JS.API.CONSUMER.CREATE.ZULIP_acme.ops." + filter
+	for name, body := range map[string]string{
+		"another filter":     `{"stream_name":"ZULIP_acme","config":{"durable_name":"ops","filter_subject":"zulip.acme.>"}}`,
+		"no filter":          `{"stream_name":"ZULIP_acme","config":{"durable_name":"ops"}}`,
+		"several filters":    `{"stream_name":"ZULIP_acme","config":{"durable_name":"ops","filter_subjects":["zulip.acme.*.direct","` + filter + `"]}}`,
+		"one besides":        `{"stream_name":"ZULIP_acme","config":{"durable_name":"ops","filter_subject":"` + filter + `","filter_subjects":["zulip.acme.>"]}}`,
+		"another stream":     `{"stream_name":"OBJ_zulip_acme","config":{"durable_name":"ops","filter_subject":"` + filter + `"}}`,
+		"another's consumer": `{"stream_name":"ZULIP_acme","config":{"durable_name":"triage","filter_subject":"` + filter + `"}}`,
+	} {
+		m, err := nc.Request(create, []byte(body), harness.Patience)
+		harness.Must(t, err)
+		if !bytes.Contains(m.Data, []byte(`"error"`)) {
+			t.Errorf("%s: %s", name, m.Data)
+		}
+		t.Logf("%s: %s", name, m.Data)
+	}
+	none := func(what string, try func() error) {
+		t.Helper()
+		harness.Must(t, try())
+		harness.Must(t, nc.Flush())
+		select {
+		case <-refused:
+		case <-time.After(harness.Patience):
+			t.Errorf("%s is not refused", what)
+		}
+	}
+	for _, subject := range []string{"$JS.API.CONSUMER.CREATE.ZULIP_acme", "$JS.API.CONSUMER.CREATE.ZULIP_acme.ops",
+		"$JS.API.CONSUMER.DURABLE.CREATE.ZULIP_acme.ops", "$JS.API.CONSUMER.CREATE.ZULIP_acme.ops.zulip.acme.>",
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops." + channel("*", theirs),
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops.zulip.acme.*.channel.*",
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops." + fmt.Sprintf("zulip.*.*.channel.%d", ours),
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops.zulip.acme.*.direct",
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.other." + filter, "$JS.API.CONSUMER.MSG.NEXT.ZULIP_acme.triage",
+		"$JS.API.STREAM.MSG.GET.ZULIP_acme", "$JS.API.DIRECT.GET.ZULIP_acme",
+		"$JS.API.DIRECT.GET.ZULIP_acme.zulip.acme.message.direct", "$JS.API.STREAM.INFO.ZULIP_acme",
+		"$JS.API.STREAM.MSG.GET.OBJ_zulip_acme", "$JS.API.DIRECT.GET.OBJ_zulip_acme.$O.zulip_acme.M.x",
+		"$JS.API.CONSUMER.CREATE.OBJ_zulip_acme.ops.$O.zulip_acme.>", "$JS.API.STREAM.CREATE.mine",
+		channel("message", ours), "$O.zulip_acme.C.x"} {
+		none("a request on "+subject, func() error { return nc.PublishRequest(subject, nc.NewInbox(), []byte("{}")) })
+	}
+	for _, subject := range []string{channel("*", ours), "zulip.acme.>", "_INBOX.>", ">", "$O.zulip_acme.>"} {
+		none("to listen on "+subject, func() error { _, err := nc.SubscribeSync(subject); return err })
+	}
+	if object == "" {
+		t.Error("no message is in the object store")
+	}
+
+	// Who has that right for other names changes the filters of others.
+	_, err = w.js.CreateConsumer(t.Context(), w.stream,
+		jetstream.ConsumerConfig{Durable: "triage", FilterSubject: "zulip.acme.message.>"})
+	harness.Must(t, err)
+	changed, err := w.js.CreateOrUpdateConsumer(t.Context(), w.stream,
+		jetstream.ConsumerConfig{Durable: "triage", FilterSubject: filter})
+	if err != nil || changed.CachedInfo().Config.FilterSubject != filter {
+		t.Errorf("the filter of another's consumer is as it was, %v; docs/permissions.md says otherwise", err)
+	}
+
+	// Whoever makes a consumer chooses where it sends what it has.
+	elsewhere, err := natstest.Connect(t, as("operator", n.URL)).SubscribeSync("some.where")
+	harness.Must(t, err)
+	harness.Must(t, w.js.DeleteConsumer(t.Context(), w.stream, "ops"))
+	m, err := nc.Request(create, []byte(`{"stream_name":"ZULIP_acme","config":{"durable_name":"ops","ack_policy":"none",`+
+		`"filter_subject":"`+filter+`","deliver_subject":"some.where"}}`), harness.Patience)
+	harness.Must(t, err)
+	if _, err := elsewhere.NextMsg(harness.Patience); err != nil {
+		t.Errorf("%v, after %s; docs/permissions.md says otherwise", err, m.Data)
+	}
+}
+
+// streams are the names of all streams.
+func (w *world) streams() (names []string) {
+	w.t.Helper()
+	list := w.js.StreamNames(w.t.Context())
+	for name := range list.Name() {
+		names = append(names, name)
+	}
+	harness.Must(w.t, list.Err())
+	slices.Sort(names)
+	return names
+}
+
+// TestReadersHarm: what a reader asks for may be answered on a subject on which he may
+// not publish, and docs/permissions.md says so. In an account of his own, as it has it
+// too, that is no way out of there.
+func TestReadersHarm(t *testing.T) {
+	t.Parallel()
+	// A pull for which there is nothing is answered without a body, which is a request to
+	// delete a stream.
+	pull := func(nc *nats.Conn, api, consumer string) {
+		t.Helper()
+		harness.Must(t, nc.PublishRequest(api+".CONSUMER.MSG.NEXT.ZULIP_acme."+consumer, "$JS.API.STREAM.DELETE.ZULIP_acme",
+			[]byte(`{"batch":10,"no_wait":true}`)))
+		harness.Must(t, nc.Flush())
+	}
+	t.Run("in the same account", func(t *testing.T) {
+		t.Parallel()
+		n := natstest.StartProcess(t, documented(t)[0])
+		w := newWorld(t, as("operator", n.URL))
+		natstest.CreateStream(t, w.js, jetstream.StreamConfig{Name: w.stream, Subjects: []string{"zulip.acme.>"}})
+		_, err := w.js.CreateConsumer(t.Context(), w.stream,
+			jetstream.ConsumerConfig{Durable: "triage", AckPolicy: jetstream.AckExplicitPolicy})
+		harness.Must(t, err)
+		pull(natstest.Connect(t, n.URL, nats.UserInfo("triage", passwords["triage"]),
+			nats.CustomInboxPrefix("_INBOX_triage")), "$JS.API", "triage")
+		harness.Eventually(t, "a stream that is gone; if it is not, nats-server has mended this: docs/permissions.md says otherwise",
+			func() bool { return len(w.streams()) == 0 })
+	})
+	t.Run("in an account of his own", func(t *testing.T) {
+		t.Parallel()
+		ours := new(zulipsim.Server).Channel("general").ID
+		filter := fmt.Sprintf("zulip.acme.*.channel.%d", ours)
+		n := natstest.StartProcess(t, documented(t)[2])
+		w := newWorld(t, as("operator", n.URL))
+		w.nats = as("bridge", n.URL)
+		w.run("--subjects", "by-place")
+		w.registered()
+		for _, channel := range []string{"general", "secret"} {
+			w.zulip.SendMessage(zulipsim.Message{Channel: channel, Topic: "t", Content: "a word"})
+		}
+		w.settle()
+		_, err := w.js.CreateConsumer(t.Context(), w.stream,
+			jetstream.ConsumerConfig{Durable: "ops", FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy})
+		harness.Must(t, err)
+
+		nc := natstest.Connect(t, n.URL, nats.UserInfo("ops", passwords["ops"]))
+		js, err := jetstream.NewWithAPIPrefix(nc, "JS.bus.API")
+		harness.Must(t, err)
+		consumer, err := js.Consumer(t.Context(), w.stream, "ops")
+		harness.Must(t, err)
+		m, err := consumer.Next(jetstream.FetchMaxWait(harness.Patience))
+		harness.Must(t, err)
+		if want := fmt.Sprintf("zulip.acme.message.channel.%d", ours); m.Subject() != want {
+			t.Errorf("the reader gets %s, want %s", m.Subject(), want)
+		}
+		harness.Must(t, m.DoubleAck(t.Context()))
+		info, err := consumer.Info(t.Context())
+		if err != nil || info.NumPending != 0 || info.NumAckPending != 0 {
+			t.Errorf("behind the message: %+v, %v", info, err)
+		}
+		here := w.streams()
+		came, err := nc.SubscribeSync("$JS.API.STREAM.DELETE.ZULIP_acme")
+		harness.Must(t, err)
+		pull(nc, "JS.bus.API", "ops")
+		if _, err := came.NextMsg(harness.Patience); err != nil {
+			t.Errorf("the answer does not come back to where it was asked for: %v", err)
+		}
+		harness.Must(t, nc.PublishRequest("$JS.API.STREAM.DELETE.ZULIP_acme", nc.NewInbox(), nil))
+		_, err = js.CreateOrUpdateConsumer(t.Context(), w.stream, jetstream.ConsumerConfig{Durable: "ops", FilterSubject: "zulip.acme.>"})
+		if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) {
+			t.Errorf("a consumer of more: %v", err)
+		}
+		if now := w.streams(); !slices.Equal(now, here) || len(here) == 0 {
+			t.Errorf("the streams are %q, and were %q", now, here)
+		}
+	})
+}
+
 // TestMoreThanMeant: who may create consumers reads all, and the object store is read
 // with the rights that docs/permissions.md names.
 func TestMoreThanMeant(t *testing.T) {
@@ -257,7 +504,7 @@ func TestMoreThanMeant(t *testing.T) {
 // docs/permissions.md has it.
 func TestImportedJetStream(t *testing.T) {
 	t.Parallel()
-	n := natstest.StartProcess(t, documented(t)[1])
+	n := natstest.StartProcess(t, documented(t)[3])
 	w := newWorld(t, as("operator", n.URL), unlimited)
 	w.nats = n.URL
 	w.tour("--nats-user", "bridge", "--nats-password", passwords["bridge"], "--nats-js-api-prefix", "JS.store.API")
