@@ -77,7 +77,7 @@ var bridgeMutations = []mutation{
 	{"4.1: a filter by place covers what is below it", "bridge/tail.go",
 		"ok && subjects.Covers(t.onMessages, m.Subject)", "ok && m.Subject == t.onMessages", simulation},
 	{"4.1: also where a deposed leader is looked behind", "bridge/erase.go",
-		"return subjects.Covers(filter, m.Subject) }", "return filter == m.Subject }", simulation},
+		"return subjects.Covers(filter, m.Subject) }", "return filter == m.Subject }", by("TestEraseAndADeposedLeaderByPlace")},
 	// The state, for those who start today.
 	{"9.7: what is in the state already comes by the queue as well", "bridge/state.go",
 		"\tat := b.known\n\tlast := stream.Header",

@@ -16,6 +16,7 @@ import (
 	"zulip-nats/events"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
+	"zulip-nats/subjects"
 	"zulip-nats/zulipsim"
 )
 
@@ -310,17 +311,21 @@ func TestEraseAfterACrash(t *testing.T) {
 }
 
 // A leader that was deposed answers one read, and knows nothing of what came last.
-func TestEraseAndADeposedLeader(t *testing.T) { deposed(t, 0) }
+func TestEraseAndADeposedLeader(t *testing.T) { deposed(t, 0, subjects.ByType) }
 
 // The same, and then nobody answers for so long that what came last is no news any more.
-func TestEraseAndADeposedLeaderThatIsGone(t *testing.T) { deposed(t, time.Minute) }
+func TestEraseAndADeposedLeaderThatIsGone(t *testing.T) { deposed(t, time.Minute, subjects.ByType) }
 
-func deposed(t *testing.T, gone time.Duration) {
+// By place, what came last is on more subjects.
+func TestEraseAndADeposedLeaderByPlace(t *testing.T) { deposed(t, 0, subjects.ByPlace) }
+
+func deposed(t *testing.T, gone time.Duration, layout subjects.Layout) {
 	for at := 1; ; at++ {
 		reached := false
 		var back time.Time
 		t.Run(fmt.Sprint("read ", at), func(t *testing.T) {
 			story(t, func(w *world, one *instance) {
+				w.realm = w.realm.By(layout)
 				w.erases()
 				one.follows(3)
 				w.zulip.DeleteMessages(w.send("the first secret"))
