@@ -241,6 +241,10 @@ func (b *Bridge) term(ctx context.Context) error {
 	if b.cfg.Acquire == nil {
 		return b.office(ctx, ctx)
 	}
+	// An instance that could not take over must not stand by as if it could.
+	if err := b.misfit(start, func() error { return FitsLayout(start, b.stream, b.realm) }); err != nil {
+		return b.unled(ctx, err)
+	}
 	var standby atomic.Bool
 	stopClearing := b.clearLeftovers(start)
 	l, err := b.cfg.Acquire(start, func(leader string) {

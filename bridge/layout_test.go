@@ -81,14 +81,15 @@ func TestByPlace(t *testing.T) {
 		w.zulip.Emit(map[string]any{"type": "quite_new", "what": "new"})
 		w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 1, "status_text": "busy"})
 		w.zulip.Emit(map[string]any{"type": "stream", "op": "update", "stream_id": general, "value": "renamed"})
+		w.zulip.Emit(map[string]any{"type": "message", "message": map[string]any{"id": 4_000_001, "type": "stream", "content": "c9"}})
 		w.zulip.EmitRaw(`{"type":"message","id":%ID%,"secret":1,}`)     // no JSON
 		w.zulip.EmitRaw(`{"type":"a.b","id":%ID%,"secret":"no token"}`) // no type that a subject takes
 		large := direct(strings.Repeat("large ", 1500))                 // nothing takes that
 		time.Sleep(time.Minute)
 		got := w.onSubjects("c1", "c2", "d1", "d2", "r1", "r2", "r3", "f1", "f2", "f3", "f4", "s1", "s2", "s3", "e1", "e2", "e3",
-			"draft\"", "new\"", "busy", "renamed")
+			"c9", "draft\"", "new\"", "busy", "renamed")
 		want := map[string]string{
-			in("message", general): "c1 c2", "message.direct": "d1 d2",
+			in("message", general): "c1 c2", "message.direct": "c9 d1 d2",
 			in("reaction", general): "r1", "reaction.direct": "r2", "reaction.none": "r3",
 			in("update_message_flags", general): "f1", "update_message_flags.direct": "f2", "update_message_flags.none": "f3 f4",
 			in("submessage", general): "s1", "submessage.direct": "s2 s3",
@@ -227,6 +228,35 @@ func TestLayoutIsKept(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// An instance of another layout does not stand by, as if it could take over.
+func TestStandbyOfAnotherLayout(t *testing.T) {
+	for _, limit := range []bool{false, true} {
+		story(t, func(w *world, one *instance) {
+			w.lease = &simLease{ttl: 4 * time.Second}
+			one.follows(2)
+			other := w.instance()
+			w.realm = w.realm.By(subjects.ByPlace)
+			want := "--subjects by-type"
+			if limit {
+				w.jet.Edit(func(s *model.Settings) { s.MaxPerSubject = 100 })
+				want = "max_msgs_per_subject"
+			}
+			other.start()
+			time.Sleep(10 * time.Second)
+			over, err := ended(other)
+			other.err = nil
+			if e, ok := errors.AsType[*bridge.ConfigError](err); !over || !ok || !strings.Contains(e.Error(), want) {
+				t.Errorf("it returned %v, want %s", err, want)
+			}
+			w.say(1)
+			time.Sleep(time.Second)
+			if over, err := ended(one); over {
+				t.Errorf("the one that leads ended: %v", err)
+			}
+		})
 	}
 }
 

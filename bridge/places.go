@@ -95,13 +95,13 @@ func (b *Bridge) place() *places {
 	return b.places
 }
 
-// placeOfMessage is where a message is that says this of itself. One that does not say it
-// counts as direct.
+// placeOfMessage is where a message is that says this of itself. One that does not say in
+// which channel counts as direct.
 func placeOfMessage(kind poller.Recipient, channel int64) subjects.Place {
-	if kind != poller.RecipientChannel {
+	if kind != poller.RecipientChannel || channel <= 0 {
 		return subjects.Direct
 	}
-	return subjects.Place(channel) // 0, where it names none
+	return subjects.Place(channel)
 }
 
 // notePlace remembers where a message is, if that may be asked for.
@@ -109,9 +109,7 @@ func (b *Bridge) notePlace(id int64, kind poller.Recipient, channel int64) {
 	if id <= 0 || !b.needsPlaces() {
 		return
 	}
-	if at := placeOfMessage(kind, channel); at != subjects.Nowhere {
-		b.place().note(id, at)
-	}
+	b.place().note(id, placeOfMessage(kind, channel))
 }
 
 // noteMove remembers where messages are behind an event that says that they were moved.
@@ -141,7 +139,11 @@ var withoutText = []string{"reaction", "update_message_flags"}
 // placeOf says to which place an event belongs in a layout by place. What may be a direct
 // message, or has a text of one, is never anywhere else than there.
 func (b *Bridge) placeOf(ev *poller.Event) subjects.Place {
-	switch directnessOf(ev) {
+	about := directnessOf(ev)
+	if about == notDirect && ev.ChannelID == 0 && slices.Contains(ofMessages, ev.Type) {
+		about = lookItUp // in a channel that it does not name
+	}
+	switch about {
 	case mayBeDirect:
 		return subjects.Direct
 	case lookItUp:

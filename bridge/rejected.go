@@ -84,8 +84,11 @@ func (b *Bridge) rejection(ev *poller.Event, at poller.Position, reason string) 
 		headers = append(headers, stream.Header{Key: events.HeaderEventID, Value: itoa(ev.ID)})
 	}
 	limit := rejectedLimit
-	if ev.Fault != "" && b.leavesOut() || b.byPlace() && directnessOf(ev) != notDirect {
-		limit = 0 // what it is about nobody knows, or not all may know who read our records
+	if ev.Fault != "" && b.leavesOut() {
+		limit = 0 // what it is about nobody knows
+	}
+	if b.byPlace() {
+		limit = 0 // not all who read our records may read what is in each place
 	}
 	for ; ; limit /= 2 {
 		raw := ev.Raw[:min(limit, len(ev.Raw))]

@@ -234,12 +234,8 @@ func (t *tail) info(ctx context.Context) (info stream.Info, err error) {
 		}
 		return err
 	})
-	if err == nil && info.MaxPerSubject > 0 && t.realm.Layout() == subjects.ByPlace {
-		// What is missing could not be told any more: not the oldest would be taken first.
-		err = &ConfigError{fmt.Sprintf("the stream of %s keeps %d messages of a subject, and with --subjects by-place that "+
-			"takes messages of one channel from among those of others, which a refill would bring again: set "+
-			"max_msgs_per_subject to -1 (nats stream edit) and limit the stream by age or size, or use --subjects by-type "+
-			"from the beginning", t.realm.All(), info.MaxPerSubject)}
+	if err == nil {
+		err = fitsLimit(t.realm, info)
 	}
 	return info, err
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/rs/zerolog"
 	urfave "github.com/urfave/cli/v2"
 
+	"zulip-nats/bridge"
 	"zulip-nats/lease"
 	"zulip-nats/poller"
 	"zulip-nats/redact"
@@ -170,7 +171,7 @@ func (k *checker) all(ctx context.Context) {
 			k.fail("settings", "they do not go together", err.Error())
 		} else {
 			realm = g.realm
-			k.ok("realm", fmt.Sprintf("%s: subjects %s", realm, realm.All()))
+			k.ok("realm", fmt.Sprintf("%s: subjects %s, %s", realm, realm.All(), realm.Layout()))
 		}
 	} else if k.r.Name != "" {
 		realm, _ = k.r.realm("") // the option was looked at when it was read
@@ -653,6 +654,9 @@ func (k *checker) rights(ctx context.Context, conn *stream.Conn, api, name strin
 		err = conn.Probe(ctx, "reading "+name, api+"STREAM.MSG.GET."+name)
 	}
 	k.right("right to read", name, err)
+	if s != nil && err == nil {
+		k.layout(ctx, name, realm, s)
+	}
 	for _, verb := range []string{"CREATE", "MSG.NEXT", "DELETE"} {
 		subject := api + "CONSUMER." + verb + "." + name + ".zulip-nats-check"
 		if err := conn.Probe(ctx, "reading "+name+" by a consumer", subject); err != nil {
@@ -662,6 +666,17 @@ func (k *checker) rights(ctx context.Context, conn *stream.Conn, api, name strin
 		}
 	}
 	k.ok("consumers", "we may make them on "+name)
+}
+
+// layout looks whether the stream has the layout of subjects that is asked for.
+func (k *checker) layout(ctx context.Context, name string, realm subjects.Realm, s *stream.Stream) {
+	var bad *bridge.ConfigError
+	switch err := bridge.FitsLayout(ctx, s, realm); {
+	case errors.As(err, &bad):
+		k.fail("subjects", fmt.Sprintf("%s cannot take them %s", name, realm.Layout()), bad.Error())
+	case err != nil:
+		k.fail("subjects", "it cannot be looked at now which layout "+name+" has", err.Error())
+	}
 }
 
 // erasing looks whether messages could be erased, where that is asked for; s is nil where

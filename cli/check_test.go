@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zulip-nats/events"
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
@@ -258,6 +259,16 @@ func TestCheckOfBrokenSetUps(t *testing.T) {
 			"stream", "its retention would break the promise", "use a stream with retention limits"},
 		{"other subjects", nil, has(func(c *jetstream.StreamConfig) { c.Subjects = []string{"zulip.acme.message"} }), nil,
 			"stream", "its subjects would break the promise", "nats stream edit ZULIP_acme --subjects"},
+		{"events by place, and by type is asked for", nil, func(l *look) {
+			has(func(*jetstream.StreamConfig) {})(l)
+			if _, err := l.nats.JetStream(nats.UserInfo("bridge", "hunter2")).PublishMsg(l.Context(), &nats.Msg{
+				Subject: "zulip.acme.message.direct", Header: nats.Header{events.HeaderQueueID: {"q"}, events.HeaderEventID: {"1"},
+					events.HeaderOrigin: {events.OriginLive}}}); err != nil {
+				l.Fatal(err)
+			}
+		}, nil, "subjects", "ZULIP_acme cannot take them by-type", "Go on with --subjects by-place"},
+		{"a limit for each subject by place", nil, has(func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 5 }),
+			[]string{"--subjects", "by-place"}, "subjects", "ZULIP_acme cannot take them by-place", "set max_msgs_per_subject to -1"},
 		{"max_age below the queue's life", nil, has(func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }), nil,
 			"max_age", "2 h", "--max-age=168h0m0s"},
 		{"messages too small", nil, has(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1024 }), nil,

@@ -144,7 +144,8 @@ func (g *greeting) what(standby bool) {
 		logevent.AccountUnknown.Info(g.log).Str("site", redact.URL(g.account.Site)).Str("account", g.account.Email).
 			Str("zulip", g.silent.Error()).Msg("Zulip does not say who we are there: going on without")
 	}
-	line := logevent.StreamUsed.Info(g.log).Str("subjects", g.realm.All()).Str("stream", g.stream)
+	line := logevent.StreamUsed.Info(g.log).Str("subjects", g.realm.All()).
+		Stringer("layout", g.realm.Layout()).Str("stream", g.stream)
 	if g.keeps != "" {
 		line.Str("keeps", g.keeps)
 	}

@@ -76,7 +76,7 @@ func warnings(c *jetstream.StreamConfig, queueLife time.Duration) (out, usual []
 		out = append(out, text)
 	}
 	if c.MaxMsgsPerSubject > 0 {
-		warn("max_msgs_per_subject is %d: older events of a type vanish, since all of a type share one subject",
+		warn("max_msgs_per_subject is %d: older events vanish, by type all but so many of each type",
 			c.MaxMsgsPerSubject)
 	}
 	if c.AllowRollup {
