@@ -399,7 +399,7 @@ func (b *Bridge) adopt(ctx context.Context, p resumePoint) {
 		// even have the sequence that we knew; and what we knew may be what a deposed leader
 		// told.
 		b.record = nil
-		b.places = nil
+		b.forgetPlaces(p.seq())
 		if writer := header(p.last, events.HeaderWriter); writer != b.writer && p.last.Seq > b.knownSeq &&
 			b.known.Queue != "" &&
 			b.once("overtaken by "+writer) {

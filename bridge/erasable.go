@@ -77,6 +77,9 @@ func about(m *stream.Stored, read func() ([]byte, error)) (id int64, ok bool, er
 	case !mayGo(m):
 		return 0, false, nil
 	case header(m, events.HeaderRecord) == events.RecordRejected:
+		if id, ok = headerInt(m, events.HeaderMessageID); ok {
+			return id, id > 0, nil // by place it has no bytes
+		}
 		if body := decode[events.Rejected](m); body != nil {
 			id, ok = aboutRejected(append([]byte(body.Event), body.Base64...))
 		}

@@ -30,12 +30,18 @@ func FitsLayout(ctx context.Context, s Stream, realm subjects.Realm) error {
 		return err
 	}
 	if r := decode[events.Queue](m); r != nil {
-		if r.Subjects != layoutName(realm) {
-			return otherLayout(realm, r.Subjects)
-		}
-		return nil
+		return sameLayout(r, realm)
 	}
 	return laidOut(ctx, s, realm)
+}
+
+// sameLayout refuses the record of a queue with another layout than the realm's. Where it
+// names none, it is by type: there was no other.
+func sameLayout(r *events.Queue, realm subjects.Realm) error {
+	if has := cmp.Or(r.Subjects, subjects.ByType.String()); has != realm.Layout().String() {
+		return otherLayout(realm, has)
+	}
+	return nil
 }
 
 // fitsLimit refuses a limit for each subject by place: by type it takes the oldest messages
@@ -62,7 +68,7 @@ func laidOut(ctx context.Context, s Stream, realm subjects.Realm) error {
 			return err
 		}
 		if m != nil {
-			return otherLayout(realm, layoutName(realm.By(other)))
+			return otherLayout(realm, other.String())
 		}
 	}
 	return nil
@@ -88,8 +94,7 @@ func (b *Bridge) misfit(ctx context.Context, ask func() error) error {
 	return err
 }
 
-// layoutName is a layout as a queue's record has it: empty is by type, as in records from
-// before there was another.
+// layoutName is a layout as a queue's record has it.
 func layoutName(r subjects.Realm) string {
 	if l := r.Layout(); l != subjects.ByType {
 		return l.String()
@@ -97,9 +102,8 @@ func layoutName(r subjects.Realm) string {
 	return ""
 }
 
-// otherLayout says that the stream has that layout, named as in a record, and what to do.
+// otherLayout says which layout the stream has, and what to do.
 func otherLayout(realm subjects.Realm, has string) error {
-	has = cmp.Or(has, subjects.ByType.String())
 	return &ConfigError{fmt.Sprintf("the stream has the events of %s %s, and --subjects says %s: a stream keeps its layout, "+
 		"since who reads one would miss what is in the other. Go on with --subjects %s. Or begin another stream: run an "+
 		"instance with --subjects %s and another name for the realm (--realm) beside that of this stream, let the services "+

@@ -64,6 +64,7 @@ func TestByPlace(t *testing.T) {
 		}
 		one.follows(0)
 		c1, c2, d1, d2 := send("c1"), send("c2"), direct("d1"), direct("d2")
+		c3 := w.zulip.SendMessage(zulipsim.Message{Channel: "random", Topic: "t", Content: "c3"})
 		react(c1, "r1")
 		react(d1, "r2")
 		react(4_000_000, "r3") // nobody knows that one
@@ -71,6 +72,7 @@ func TestByPlace(t *testing.T) {
 		flag("f2", d1, d2)
 		flag("f3", c1, d1)
 		flag("f4")
+		flag("f5", c1, c3)
 		for word, id := range map[string]int64{"s1": c1, "s2": d1, "s3": 4_000_000} {
 			w.zulip.Emit(map[string]any{"type": "submessage", "message_id": id, "content": word})
 		}
@@ -86,12 +88,12 @@ func TestByPlace(t *testing.T) {
 		w.zulip.EmitRaw(`{"type":"a.b","id":%ID%,"secret":"no token"}`) // no type that a subject takes
 		large := direct(strings.Repeat("large ", 1500))                 // nothing takes that
 		time.Sleep(time.Minute)
-		got := w.onSubjects("c1", "c2", "d1", "d2", "r1", "r2", "r3", "f1", "f2", "f3", "f4", "s1", "s2", "s3", "e1", "e2", "e3",
+		got := w.onSubjects("c1", "c2", "d1", "d2", "r1", "r2", "r3", "c3", "f1", "f2", "f3", "f4", "f5", "s1", "s2", "s3", "e1", "e2", "e3",
 			"c9", "draft\"", "new\"", "busy", "renamed")
 		want := map[string]string{
 			in("message", general): "c1 c2", "message.direct": "c9 d1 d2",
 			in("reaction", general): "r1", "reaction.direct": "r2", "reaction.none": "r3",
-			in("update_message_flags", general): "f1", "update_message_flags.direct": "f2", "update_message_flags.none": "f3 f4",
+			in("update_message_flags", general): "f1", "update_message_flags.direct": "f2 f3", "update_message_flags.none": "f4 f5", in("message", random): "c3",
 			in("submessage", general): "s1", "submessage.direct": "s2 s3",
 			in("update_message", general): "c1 e1", "update_message.direct": "d1 e2 e3",
 			"drafts.direct": "draft\"", "quite_new.direct": "new\"", "user_status.none": "busy",

@@ -81,7 +81,7 @@ func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, 
 	}
 	newest := uint64(0)
 	for _, filter := range b.realm.Events() { // not the newest of all: that is our own record of this start
-		m, err := b.lastOn(ctx, filter)
+		m, err := b.ourLastOn(ctx, filter)
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, 
 			newest, body.LastStored = m.Seq, m.Time.UTC()
 		}
 	}
-	m, err := b.lastOn(ctx, b.onMessages)
+	m, err := b.ourLastOn(ctx, b.onMessages)
 	if err != nil {
 		return err
 	}
@@ -275,6 +275,9 @@ func (b *Bridge) tailLost(ctx context.Context, p resumePoint) error {
 	cause := "the stream lost its newest messages, and Zulip has dropped the queue"
 	if alive {
 		cause = "the stream lost its newest messages; the queue lives on"
+	}
+	if err := b.misfit(ctx, func() error { return FitsLayout(ctx, b.stream, b.realm) }); err != nil {
+		return err // it is another one's: an older backup, or made anew
 	}
 	if q := p.at.Queue; q != "" && q != was.Queue && !b.isLeftover(q) && !slices.Contains(b.dropped, q) {
 		// The stream names a queue that somebody made since, Zulip has refused it, and that may

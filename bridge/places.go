@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
+	"time"
 
 	"zulip-nats/events"
 	"zulip-nats/poller"
@@ -14,15 +16,25 @@ import (
 // Where messages are has to be known for two options: --no-direct-messages, and
 // --subjects by-place. Zulip does not say it of their reactions, flags and some edits.
 
-// placesMost is of how many messages the place is remembered, the newest ones.
-const placesMost = 1 << 16
+const (
+	// placesMost is of how many messages the place is remembered, the newest ones.
+	placesMost = 1 << 16
+	// learnMost is how many messages an edit may name for those of them to be learned that
+	// are not known: a topic of very many would push out all others.
+	learnMost = 1000
+	// placesTurn is how long events wait at most while it is read where messages are; of
+	// what is not read by then, it is not known.
+	placesTurn = 20 * time.Second
+)
 
 // places is where the newest messages are, by their ids: in a channel, or among people.
 type places struct {
-	at     map[int64]subjects.Place
-	order  []int64 // a ring of their ids, oldest first from next on
-	next   int
-	loaded bool // what the stream holds is in it too
+	at    map[int64]subjects.Place
+	order []int64 // a ring of their ids, oldest first from next on
+	next  int
+
+	loaded bool   // what the stream holds is in it too
+	upTo   uint64 // not loaded, but up to that sequence it was
 }
 
 // note takes note of where a message is. One that is known stays where it is: a message
@@ -44,11 +56,14 @@ func (p *places) note(id int64, at subjects.Place) {
 	p.at[id] = at
 }
 
-// move takes note that messages are in another channel from now on.
-func (p *places) move(ids []int64, to subjects.Place) {
+// edited takes note of the channel where messages are by an edit. A direct message is never
+// in one.
+func (p *places) edited(ids []int64, channel subjects.Place) {
 	for _, id := range ids {
-		if _, known := p.at[id]; known {
-			p.at[id] = to
+		if at, known := p.at[id]; known && at != subjects.Direct {
+			p.at[id] = channel
+		} else if !known && len(ids) <= learnMost {
+			p.note(id, channel)
 		}
 	}
 }
@@ -63,17 +78,26 @@ func (p *places) inChannels(ids []int64) bool {
 	return len(ids) > 0
 }
 
-// of is the one place where all of these messages are; ok is false where it is not known,
-// or not one.
-func (p *places) of(ids []int64) (at subjects.Place, ok bool) {
+// of is the place of these messages: that of direct ones if any is known to be one, else
+// the one where all are. ok is false where it is not known, or not one. said are places
+// that the event says itself.
+func (p *places) of(ids []int64, said map[int64]subjects.Place) (at subjects.Place, ok bool) {
+	ok = len(ids) > 0
 	for i, id := range ids {
-		here, known := p.at[id]
-		if !known || i > 0 && here != at {
-			return subjects.Nowhere, false
+		here, known := said[id]
+		if !known {
+			here, known = p.at[id]
 		}
+		if here == subjects.Direct {
+			return here, true
+		}
+		ok = ok && known && (i == 0 || here == at)
 		at = here
 	}
-	return at, len(ids) > 0
+	if !ok {
+		return subjects.Nowhere, false
+	}
+	return at, true
 }
 
 func (b *Bridge) byPlace() bool { return b.realm.Layout() == subjects.ByPlace }
@@ -83,7 +107,7 @@ func (b *Bridge) needsPlaces() bool { return b.poller.Options.NoDirectMessages |
 
 // looksUp says whether an event needs what loadPlaces reads.
 func (b *Bridge) looksUp(ev *poller.Event) bool {
-	// A move changes only what is known.
+	// What an edit says is newer than what the stream holds.
 	return ev.Fault == "" && (directnessOf(ev) == lookItUp || ev.Type == "update_message" && b.byPlace())
 }
 
@@ -93,6 +117,18 @@ func (b *Bridge) place() *places {
 		b.places = new(places)
 	}
 	return b.places
+}
+
+// forgetPlaces says that others have stored messages since our newest, or that the stream
+// went back, to that sequence.
+func (b *Bridge) forgetPlaces(seq uint64) {
+	switch p := b.places; {
+	case p == nil:
+	case seq < b.knownSeq || !p.loaded && p.upTo == 0:
+		b.places = nil
+	case p.loaded:
+		p.loaded, p.upTo = false, b.knownSeq
+	}
 }
 
 // placeOfMessage is where a message is that says this of itself. One that does not say in
@@ -112,42 +148,51 @@ func (b *Bridge) notePlace(id int64, kind poller.Recipient, channel int64) {
 	b.place().note(id, placeOfMessage(kind, channel))
 }
 
-// noteMove remembers where messages are behind an event that says that they were moved.
-func (b *Bridge) noteMove(ev *poller.Event) {
+// noteEdit remembers where messages are by an edit: in the channel that it names, or in
+// that where it moved them.
+func (b *Bridge) noteEdit(ev *poller.Event) {
 	if ev.Fault != "" || ev.Type != "update_message" || !b.byPlace() {
 		return
 	}
-	if ids, to := movedTo(ev.Raw); to > 0 {
-		b.place().move(ids, to)
+	if ids, channel := editedIn(ev.Raw); channel > 0 {
+		b.place().edited(ids, channel)
 	}
 }
 
-// movedTo reads which messages an update_message event moved to another channel; Nowhere
-// if it moved none.
-func movedTo(raw []byte) (ids []int64, to subjects.Place) {
-	var body events.UpdateMessage
-	if json.Unmarshal(raw, &body) != nil || body.NewChannelID <= 0 {
+// editedIn reads in which channel the messages of an update_message event are now; Nowhere
+// if it does not say it.
+func editedIn(raw []byte) (ids []int64, channel subjects.Place) {
+	var body struct {
+		ID  int64          `json:"message_id"`
+		IDs []int64        `json:"message_ids"`
+		Was subjects.Place `json:"stream_id"`
+		Is  subjects.Place `json:"new_stream_id"`
+	}
+	if json.Unmarshal(raw, &body) != nil || body.Was <= 0 {
 		return nil, subjects.Nowhere
 	}
-	return append(body.MessageIDs, body.MessageID), subjects.Place(body.NewChannelID)
+	if body.Is > 0 {
+		body.Was = body.Is
+	}
+	return append(body.IDs, body.ID), body.Was
 }
 
-// withoutText are types of events that say which messages they are about, not where these
-// are, and nothing of what is in them.
+// withoutText are types of events that say which messages they are about, mostly not where
+// these are, and nothing of what is in them.
 var withoutText = []string{"reaction", "update_message_flags"}
 
 // placeOf says to which place an event belongs in a layout by place. What may be a direct
 // message, or has a text of one, is never anywhere else than there.
 func (b *Bridge) placeOf(ev *poller.Event) subjects.Place {
 	about := directnessOf(ev)
-	if about == notDirect && ev.ChannelID == 0 && slices.Contains(ofMessages, ev.Type) {
+	if ev.Recipient == poller.RecipientChannel && ev.ChannelID == 0 {
 		about = lookItUp // in a channel that it does not name
 	}
 	switch about {
 	case mayBeDirect:
 		return subjects.Direct
 	case lookItUp:
-		at, known := b.place().of(messagesOf(ev))
+		at, known := b.place().of(messagesOf(ev), placesSaid(ev))
 		if !known && !slices.Contains(withoutText, ev.Type) {
 			return subjects.Direct
 		}
@@ -165,7 +210,7 @@ var (
 
 // PlacesOf says to which places events of a type go in a layout by place, as Zulip is known
 // to send them: to those of channels, to the one of direct messages, to the one of what is
-// in neither. One of a type that is not known may be anywhere.
+// in neither. One of a type that is not known is in a channel or counts as direct.
 func PlacesOf(typ string) (channel, direct, none bool) {
 	switch {
 	case slices.Contains(ofTheAccount, typ):
@@ -179,7 +224,7 @@ func PlacesOf(typ string) (channel, direct, none bool) {
 	case slices.Contains(poller.EventTypes(), typ):
 		return false, false, true
 	}
-	return true, true, true
+	return true, true, false
 }
 
 // messagesOf reads which messages an event is about; none where it does not say so.
@@ -199,72 +244,115 @@ func messagesOf(ev *poller.Event) []int64 {
 	return ids
 }
 
+// placesSaid reads the places of messages that flags say themselves: those that mark
+// messages as unread do, for clients that do not have these.
+func placesSaid(ev *poller.Event) map[int64]subjects.Place {
+	var body struct {
+		Details map[int64]struct {
+			Type    string         `json:"type"`
+			Channel subjects.Place `json:"stream_id"`
+		} `json:"message_details"`
+	}
+	if ev.Type != "update_message_flags" || json.Unmarshal(ev.Raw, &body) != nil || len(body.Details) == 0 {
+		return nil
+	}
+	said := map[int64]subjects.Place{}
+	for id, d := range body.Details {
+		if said[id] = subjects.Direct; d.Type == "stream" && d.Channel > 0 {
+			said[id] = d.Channel
+		}
+	}
+	return said
+}
+
 // loadPlaces reads where the newest messages are that the stream holds, if one of these
-// events needs it: the headers say it, and by place the bodies of edits, of which some
-// are moves. What a server lacks that lags behind counts as not known.
+// events needs it: the headers say it, and by place the bodies of edits. What a server
+// lacks that lags behind counts as not known, and so does what cannot be read in time.
 func (b *Bridge) loadPlaces(ctx context.Context, batch []poller.Event) error {
 	if !b.needsPlaces() || b.place().loaded ||
 		!slices.ContainsFunc(batch, func(ev poller.Event) bool { return b.looksUp(&ev) }) {
 		return nil
 	}
-	until, err := b.lastOn(ctx, b.onMessages)
-	if err != nil {
-		return err
+	known := b.place()
+	if known.upTo > 0 { // only what others have stored since
+		if _, err := b.readPlaces(ctx, known, known.upTo+1); err != nil {
+			return err
+		}
+		known.loaded = true
+		return nil
 	}
-	read, from := new(places), uint64(1)
-	for back, all := uint64(firstLookBack), until == nil; !all && len(read.order) < placesMost; back *= lookBackGrows {
-		all = back >= until.Seq
-		from = max(1, until.Seq-min(until.Seq, back))
-		err := b.patiently(ctx, func() error {
-			*read = places{}
-			return b.stream.Scan(ctx, b.onMessages, stream.Start{Seq: from}, until.Seq, true, func(m *stream.Stored) error {
-				id, ok := headerInt(m, events.HeaderMessageID)
-				switch channel, named := headerInt(m, events.HeaderChannelID); {
-				case !ok:
-				case named:
-					read.note(id, subjects.Place(channel))
-				case header(m, events.HeaderRecipientType) == events.RecipientDirect:
-					read.note(id, subjects.Direct)
-				}
-				return nil
-			})
-		})
+	read := new(places)
+	for back := uint64(firstLookBack); ; back *= lookBackGrows {
+		more, from := new(places), b.knownSeq-min(b.knownSeq, back)+1
+		whole, err := b.readPlaces(ctx, more, from)
 		if err != nil {
 			return err
 		}
+		if len(more.order) > len(read.order) {
+			read = more
+		}
+		if !whole || from == 1 || len(read.order) >= placesMost {
+			break
+		}
 	}
-	if err := b.loadMoves(ctx, from, read); err != nil {
-		return err
-	}
-	known := b.place() // of what came by since: it is newer
-	for i := range known.order {
+	for i := range known.order { // what came by, of which the stream may not have all
 		id := known.order[(known.next+i)%len(known.order)]
 		read.note(id, known.at[id])
-		read.at[id] = known.at[id]
 	}
 	read.loaded = true
 	b.places = read
 	return nil
 }
 
-// loadMoves reads from a sequence on which messages were moved where. A move so large that
-// it is in the object store is passed over.
-func (b *Bridge) loadMoves(ctx context.Context, from uint64, read *places) error {
-	if !b.byPlace() || len(read.order) == 0 {
-		return nil
+// readPlaces reads into p where the messages are that stand in the stream from a sequence
+// on, up to our newest. It is not whole if that takes longer than events may wait. An edit
+// so large that it is in the object store is passed over.
+func (b *Bridge) readPlaces(ctx context.Context, p *places, from uint64) (whole bool, err error) {
+	whole, err = b.readInTime(ctx, b.onMessages, from, true, func(m *stream.Stored) {
+		id, ok := headerInt(m, events.HeaderMessageID)
+		switch channel, named := headerInt(m, events.HeaderChannelID); {
+		case !ok:
+		case named:
+			p.note(id, subjects.Place(channel))
+		case header(m, events.HeaderRecipientType) == events.RecipientDirect:
+			p.note(id, subjects.Direct)
+		}
+	})
+	if err != nil || !b.byPlace() {
+		return whole, err
 	}
-	edits := b.realm.Type("update_message")
-	until, err := b.lastOn(ctx, edits)
-	if err != nil || until == nil || until.Seq < from {
-		return err
+	edits, err := b.readInTime(ctx, b.realm.Type("update_message"), from, false, func(m *stream.Stored) {
+		if ids, channel := editedIn(m.Data); channel > 0 {
+			p.edited(ids, channel)
+		}
+	})
+	if err == nil && !edits {
+		*p = places{} // moves may be missing
 	}
-	return b.patiently(ctx, func() error {
-		return b.stream.Scan(ctx, edits, stream.Start{Seq: from}, until.Seq, false, func(m *stream.Stored) error {
-			ids, to := movedTo(m.Data)
-			if _, ours := resumePointOf(m); ours && to > 0 {
-				read.move(ids, to)
+	return whole && edits, err
+}
+
+// readInTime gives see our messages on a subject from a sequence on, up to our newest. It
+// waits for NATS, but a server that answers has placesTurn for all of them: where each is
+// asked for by itself, they would take hours.
+func (b *Bridge) readInTime(ctx context.Context, subject string, from uint64, headersOnly bool,
+	see func(*stream.Stored)) (whole bool, err error) {
+	enough := errors.New("it takes too long")
+	err = b.patiently(ctx, func() error {
+		began := time.Now()
+		err := b.stream.Scan(ctx, subject, stream.Start{Seq: from}, b.knownSeq, headersOnly, func(m *stream.Stored) error {
+			if _, ours := resumePointOf(m); ours {
+				see(m)
+			}
+			if time.Since(began) > placesTurn {
+				return enough
 			}
 			return nil
 		})
+		if whole = err == nil; errors.Is(err, enough) {
+			err = nil
+		}
+		return err
 	})
+	return whole, err
 }

@@ -31,7 +31,7 @@ var placeRules = map[string]string{
 	"typing":               "the channel that it names, or among people, as it says",
 	"typing_edit_message":  "the channel that it names, or among people, as it says",
 	"reaction":             "that of the message; not known: `.none`",
-	"update_message_flags": "that of the messages; not known, or not one: `.none`",
+	"update_message_flags": "that of the messages, `.direct` if any is direct; not known, or several: `.none`",
 	"submessage":           "that of the message; not known: `.direct`",
 	"url_embed_data":       "that of the message; not known: `.direct`",
 	"user_topic":           "the channel that it names",
@@ -109,7 +109,7 @@ func followed(t *testing.T, evs []json.RawMessage, f func(ev *poller.Event, at s
 					t.Fatalf("%s: %s", ev.Fault, ev.Raw)
 				}
 				b.notePlace(ev.MessageID, ev.Recipient, ev.ChannelID)
-				b.noteMove(ev)
+				b.noteEdit(ev)
 				f(ev, b.placeOf(ev))
 				at.Last = ev.ID
 			}

@@ -265,7 +265,8 @@ func (b *Bridge) newestHeld(ctx context.Context) (held []heldMessage, all bool, 
 		err := b.patiently(ctx, func() error {
 			held = held[:0]
 			return b.stream.Scan(ctx, b.onMessages, from, until.Seq, false, func(m *stream.Stored) error {
-				if id, ok := headerInt(m, events.HeaderMessageID); ok {
+				id, ok := headerInt(m, events.HeaderMessageID)
+				if _, ours := resumePointOf(m); ours && ok {
 					held = append(held, heldMessage{seq: m.Seq, id: id, sent: sentAt(m.Data),
 						live: header(m, events.HeaderOrigin) == events.OriginLive})
 				}

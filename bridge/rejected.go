@@ -89,6 +89,9 @@ func (b *Bridge) rejection(ev *poller.Event, at poller.Position, reason string) 
 	}
 	if b.byPlace() {
 		limit = 0 // not all who read our records may read what is in each place
+		if id, ok := aboutRejected(ev.Raw); ok {
+			headers = append(headers, stream.Header{Key: events.HeaderMessageID, Value: itoa(id)})
+		}
 	}
 	for ; ; limit /= 2 {
 		raw := ev.Raw[:min(limit, len(ev.Raw))]

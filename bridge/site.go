@@ -19,9 +19,10 @@ func (b *Bridge) belongs(ctx context.Context, r *events.Queue) (*events.Queue, e
 	if r == nil {
 		return nil, b.laidOut(ctx)
 	}
+	if err := sameLayout(r, b.realm); err != nil {
+		return nil, err
+	}
 	switch {
-	case r.Subjects != layoutName(b.realm):
-		return nil, otherLayout(b.realm, r.Subjects)
 	case r.Site == b.cfg.Site:
 		return r, nil
 	case sameSite(r.Site, b.cfg.Site),

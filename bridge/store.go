@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"zulip-nats/poller"
 	"zulip-nats/stream"
@@ -20,6 +21,9 @@ func (b *Bridge) store(ctx context.Context, batch *poller.Batch) error {
 		err = b.append(ctx, entries, phasePoll, nil)
 	}
 	if err != nil {
+		if slices.ContainsFunc(batch.Events, func(ev poller.Event) bool { return ev.Type == "update_message" }) {
+			b.places = nil // the batch may be asked for again, and it is in front of its own edits then
+		}
 		return err
 	}
 	b.erasing.deletes(entries)
@@ -54,11 +58,12 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 	for i := range batch {
 		ev := &batch[i]
 		b.notePlace(ev.MessageID, ev.Recipient, ev.ChannelID)
-		b.noteMove(ev)
 		if b.excludes(ev) {
 			run.add(ev, at)
 			continue
 		}
+		// Behind what is left out, which a start would not find.
+		b.noteEdit(ev)
 		if err := record(); err != nil { // before anything behind it says that we have come further
 			return nil, err
 		}

@@ -224,6 +224,12 @@ func (t *tail) lastOn(ctx context.Context, subject string) (m *stream.Stored, er
 	return m, err
 }
 
+// ourLastOn is the newest message of ours on a subject, with patience.
+func (t *tail) ourLastOn(ctx context.Context, subject string) (m *stream.Stored, err error) {
+	err = t.patiently(ctx, func() (err error) { m, err = newestOurs(ctx, t.stream, subject); return err })
+	return m, err
+}
+
 // info is Stream.Info with patience; also an error that no waiting heals, where a limit does
 // not go with the layout.
 func (t *tail) info(ctx context.Context) (info stream.Info, err error) {
@@ -266,7 +272,8 @@ func (t *tail) recheck(ctx context.Context) error {
 func (t *tail) storedMessages(ctx context.Context, from uint64, until *stream.Stored,
 	see func(m *stream.Stored, id int64), again func()) error {
 	f := func(m *stream.Stored) error {
-		if id, ok := headerInt(m, events.HeaderMessageID); ok && subjects.Covers(t.onMessages, m.Subject) {
+		id, ok := headerInt(m, events.HeaderMessageID)
+		if _, ours := resumePointOf(m); ours && ok && subjects.Covers(t.onMessages, m.Subject) {
 			see(m, id)
 		}
 		return nil
