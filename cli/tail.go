@@ -66,7 +66,8 @@ func (a *app) tail() *urfave.Command {
 		opt(what, "no-follow", "end where the stream ends now", "", truth(&t.noFollow), yes),
 		opt(what, "type", "`TYPES` of events, with commas between: message,reaction; bridge is the bridge's own records",
 			"all but typing, presence and heartbeat", eventTypes(&t.types), many),
-		opt(what, "channel", "`NAME` of the one channel that is of interest", "all, and direct messages", text(&t.channel)),
+		opt(what, "channel", "`NAME` of the one channel that is of interest, or its id: '#5', or 5 (and a channel that is called 5)",
+			"all, and direct messages", text(&t.channel)),
 		opt(what, "realm", "`NAME` of the organization in subjects", "the only one that there is", realmName(&t.realm)),
 		opt(what, "stream", "`NAME` of the stream", "the one that has the realm's subjects", streamName(&t.stream)),
 		opt(how, "format", "`FORMAT`: pretty; json, an object in each line; or raw, the bytes as Zulip sent them, "+
@@ -230,7 +231,7 @@ func (a *app) look(ctx context.Context, c *Config, t *tailConfig, log zerolog.Lo
 		err = readable(tail.Run(reading, o), name)
 		if err == nil && reading.Err() == nil && t.channel != "" && !shown {
 			fmt.Fprintf(a.stderr, "zulip-nats: --channel: nothing of a channel %q was found in what was read; a name has to "+
-				"be whole, but for its case, and has no # in front\n", tail.Clean(t.channel, 100))
+				"be whole, but for its case, and only an id may have a # in front\n", tail.Clean(t.channel, 100))
 		}
 	}
 	switch cause := context.Cause(reading); {

@@ -344,6 +344,9 @@ func TestTailByPlace(t *testing.T) {
 	a.zulip.React(one, "ada@example.com", "tada")
 	a.zulip.React(direct, "ada@example.com", "heart")
 	p.waits("reactions", func() bool { return strings.Count(p.out.String(), " put ") == 2 })
+	general := a.zulip.Channel("general")
+	general.Rename("lounge")
+	p.waits("a new name", func() bool { return strings.Contains(p.out.String(), "name is now") })
 	if code := p.stops(); code != 0 {
 		t.Fatalf("exit code %d: %s", code, p.err.String())
 	}
@@ -372,6 +375,11 @@ func TestTailByPlace(t *testing.T) {
 			{"all", "--type message --last 1", []string{"between us"}},
 			{"all", "--type message --last 2 --format json", []string{`"zulip.acme.message.channel.`, `"zulip.acme.message.direct"`}},
 			{"all", "--type message --since #1 --channel General", []string{"#general > tea  "}},
+			{"all", "--type reaction,stream --since #1 --channel general", []string{"#general > tea  ", "#general: name is now"}},
+			{"all", "--type message --since #1 --channel lounge", []string{"#general > tea  "}}, // its new name
+			{"all", fmt.Sprint("--type message --since #1 --channel ", general.ID), []string{"#general > tea  "}},
+			{"all", fmt.Sprint("--type reaction --last 1 --channel #", general.ID), []string{"#general > tea  "}},
+			{"reader", fmt.Sprint("--type reaction --last 2 --channel ", general.ID), []string{fmt.Sprint("on message ", one)}},
 			{"all", "--type update_message,bridge --last 1", []string{"edited: one and a half (was: one)"}},
 			{"all", "--type reaction --last 2", []string{"#general > tea  ", "direct to "}}, // looked up
 			{"reader", "--type reaction --last 2", []string{fmt.Sprint("on message ", one), fmt.Sprint("on message ", direct)}},

@@ -3,6 +3,7 @@ package tail
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ var searchTime = 2 * time.Second
 type about struct {
 	known   bool // else the stream does not hold it
 	channel string
+	id      int64 // of the channel; 0 if that is not known
 	topic   string
 	direct  string // the people of a direct one
 	sender  string
@@ -47,12 +49,38 @@ type index struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream // nil: nothing is looked up
 	realm  subjects.Realm   // whose messages they are
+	sought *sought          // the channel that is of interest; nil: all are
 
 	messages bounded[int64, about]
 	channels bounded[int64, string]
 	people   bounded[int64, string]
 	asked    int // questions to the stream, for tests
 }
+
+// sought is the one channel that is of interest: a name, and the ids that it stands for,
+// as far as they are known. Those that had the name and those that have it now are the
+// same to it.
+type sought struct {
+	name  string
+	ids   map[int64]bool
+	asked bounded[int64, struct{}] // the ids that the stream was asked about
+}
+
+// seek takes a channel's name, or its id, with a # before it or without: 5 is the channel
+// with that id, and one that is called so.
+func seek(channel string) *sought {
+	if channel == "" {
+		return nil
+	}
+	s := &sought{name: channel, ids: map[int64]bool{}}
+	digits := strings.TrimPrefix(channel, "#")
+	if id, err := strconv.ParseInt(digits, 10, 64); err == nil && id > 0 && strconv.FormatInt(id, 10) == digits {
+		s.ids[id] = true
+	}
+	return s
+}
+
+func (s *sought) is(name string) bool { return strings.EqualFold(name, s.name) }
 
 // bounded is a map that forgets its oldest entry when it is full.
 type bounded[K comparable, V any] struct {
@@ -98,7 +126,7 @@ func (x *index) learn(body any) {
 				m.topic = *b.Topic
 			}
 			if b.NewChannelID != 0 {
-				m.channel = x.channel(b.NewChannelID)
+				m.channel, m.id = x.channel(b.NewChannelID), b.NewChannelID
 			}
 			if b.Edited() && id == b.MessageID {
 				m.text = Clean(*b.Content, textKept)
@@ -114,6 +142,7 @@ func (x *index) learn(body any) {
 			x.named(c.ID, c.Name)
 		}
 		x.named(b.ChannelID, b.Name)
+		x.named(b.ChannelID, renamed(b))
 	case *events.Subscription:
 		for _, c := range b.Channels {
 			x.named(c.ID, c.Name)
@@ -125,7 +154,60 @@ func (x *index) learn(body any) {
 func (x *index) named(id int64, name string) {
 	if id != 0 && name != "" {
 		x.channels.put(id, name)
+		if x.sought != nil && x.sought.is(name) {
+			x.sought.ids[id] = true
+		}
 	}
+}
+
+// renamed is the name that a channel has from this event on, empty if it says of none.
+func renamed(b *events.Stream) (name string) {
+	if b.Property == "name" {
+		_ = json.Unmarshal(b.Value, &name)
+	}
+	return name
+}
+
+// seeks says whether a channel, which the subject of an event names, is the one that is of
+// interest. Once for each id the stream is asked for the channel's newest message and the
+// newest change of it: one of them has the name that it has now.
+func (x *index) seeks(ctx context.Context, id int64) bool {
+	s := x.sought
+	if id == 0 || s.ids[id] {
+		return id != 0
+	}
+	if _, asked := s.asked.get(id); asked || x.stream == nil {
+		return false
+	}
+	s.asked.put(id, struct{}{})
+	for _, typ := range []string{"message", "stream"} {
+		subject, err := x.realm.By(subjects.ByPlace).Event(typ, subjects.Place(id))
+		if err != nil {
+			return false
+		}
+		ask, cancel := context.WithTimeout(ctx, searchTime)
+		m, err := x.stream.GetLastMsgForSubject(ask, subject)
+		cancel()
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			x.stream = nil // as in message
+			return false
+		}
+		e, err := events.Decode(m.Subject, m.Header, m.Data)
+		if err != nil || events.Resolve(ctx, x.js, e) != nil {
+			continue
+		}
+		body, _ := e.Body()
+		message, isMessage := body.(*events.Message)
+		change, isChange := body.(*events.Stream)
+		if isMessage && s.is(message.To.Channel) || isChange && (s.is(change.Name) || s.is(renamed(change))) {
+			s.ids[id] = true
+			return true
+		}
+	}
+	return false
 }
 
 // person remembers a person's name, if the event has it.
@@ -137,7 +219,7 @@ func (x *index) person(p events.Person) {
 
 // of is what is kept of a message; the names in it are learnt.
 func (x *index) of(m *events.Message) about {
-	a := about{known: true, channel: m.To.Channel, topic: m.Topic, sender: m.Sender, text: Clean(plain(m), textKept)}
+	a := about{known: true, channel: m.To.Channel, id: m.ChannelID, topic: m.Topic, sender: m.Sender, text: Clean(plain(m), textKept)}
 	x.person(events.Person{ID: m.SenderID, Name: m.Sender})
 	for _, p := range m.To.People {
 		x.person(p)

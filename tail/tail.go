@@ -14,6 +14,7 @@ package tail
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,8 +33,9 @@ type Options struct {
 	// Types are those to show, as Zulip spells them; "bridge" is the bridge's own records.
 	// None is all; [Pretty] leaves out what only tells that somebody is there, then.
 	Types []string
-	// Channel shows only what is about this channel, whatever its case. What carries no
-	// channel, as reactions, belongs to that of its message.
+	// Channel shows only what is about this channel: a name, whatever its case, or an id, "5"
+	// or "#5". What carries no channel, as reactions, belongs to that of its message, and in
+	// a stream by place besides to that of its subject.
 	Channel string
 
 	// At most one of Since, From and Last says where it begins: at a time, a sequence, or
@@ -101,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 		v.source.filters = v.filters(realm, info.Config.Subjects, false) // of the other layout, perhaps
 		return v.anew()
 	}
-	v.index = index{js: o.JetStream, stream: stream, realm: realm}
+	v.index = index{js: o.JetStream, stream: stream, realm: realm, sought: seek(o.Channel)}
 	fresh := v.index
 
 	end := info.State.LastSeq
@@ -328,22 +330,26 @@ func (v *viewer) wanted(ctx context.Context, e *events.Event, body any) bool {
 
 // inChannel says whether an event is about the channel.
 func (v *viewer) inChannel(ctx context.Context, e *events.Event, body any) bool {
-	is := func(name string) bool { return strings.EqualFold(name, v.Channel) }
-	of := func(id int64) bool { return id != 0 && is(v.index.channel(id)) }
+	is := v.index.sought.is
+	of := func(id int64) bool { return v.index.sought.ids[id] }
+	in := func(m about) bool { return is(m.channel) || of(m.id) }
+	if of(e.ChannelID) || v.index.seeks(ctx, channelOf(e)) {
+		return true
+	}
 	switch b := body.(type) {
 	case *events.Message:
-		return !b.Direct() && is(b.To.Channel)
+		return !b.Direct() && (is(b.To.Channel) || of(b.ChannelID))
 	case *events.Reaction:
-		return is(v.index.message(ctx, b.MessageID, e).channel)
+		return in(v.index.message(ctx, b.MessageID, e))
 	case *events.UpdateMessage:
 		return is(b.Channel) || of(b.ChannelID) || of(b.NewChannelID) ||
-			b.ChannelID == 0 && is(v.index.message(ctx, b.MessageID, e).channel)
+			b.ChannelID == 0 && in(v.index.message(ctx, b.MessageID, e))
 	case *events.DeleteMessage:
 		if of(b.ChannelID) {
 			return true
 		}
 		if ids := b.IDs(); len(ids) > 0 {
-			return is(v.index.message(ctx, ids[0], e).channel)
+			return in(v.index.message(ctx, ids[0], e))
 		}
 	case *events.Typing:
 		return of(b.ChannelID)
@@ -351,8 +357,18 @@ func (v *viewer) inChannel(ctx context.Context, e *events.Event, body any) bool 
 		return of(b.ChannelID) || slices.ContainsFunc(b.ChannelIDs, of) || slices.ContainsFunc(b.Channels,
 			func(c events.Channel) bool { return is(c.Name) || of(c.ID) })
 	case *events.Stream:
-		return of(b.ChannelID) || is(b.Name) || slices.ContainsFunc(b.Channels,
+		return of(b.ChannelID) || is(b.Name) || is(renamed(b)) || slices.ContainsFunc(b.Channels,
 			func(c events.Channel) bool { return is(c.Name) || of(c.ID) })
 	}
 	return false
+}
+
+// channelOf is the id of the channel that the subject of an event names, by place; else 0.
+func channelOf(e *events.Event) int64 {
+	part := strings.Split(e.Subject, ".")
+	if e.Record != "" || len(part) != 5 || part[3] != "channel" {
+		return 0
+	}
+	id, _ := strconv.ParseInt(part[4], 10, 64)
+	return max(id, 0)
 }

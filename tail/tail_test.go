@@ -535,6 +535,113 @@ func TestByPlace(t *testing.T) {
 		[]string{"01:50:34 direct to Grace  Ada: tea?", "01:50:35 #ops > disks  Ada: /tmp too"})
 }
 
+// All that a channel's subjects hold is of the channel, by its name, those that it had
+// before, and its id.
+func TestChannelByPlace(t *testing.T) {
+	b := newBus(t, natstest.Start(t).JetStream())
+	store, err := b.js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: "zulip_acme"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PutBytes(t.Context(), "acme/q/1", []byte(`{"type":"submessage","message_id":1,"content":"long"}`)); err != nil {
+		t.Fatal(err)
+	}
+	var ops []uint64 // what is of the channel
+	of := func(seq uint64) { ops = append(ops, seq) }
+	stub := b.msg("submessage", "")
+	stub.Subject += ".channel.3"
+	stub.Header.Set("Zulip-Object", "acme/q/1")
+	of(b.put(stub)) // before anything says the name
+	other := b.placed("newtype", "channel.33", `{"type":"newtype"}`)
+	b.placed("newtype", "none", `{"type":"newtype"}`)
+	early := b.placed("newtype", "channel.6", `{"type":"newtype"}`)
+	blue := b.placed("message", "channel.6", said(1, "design", "blue", "Zoë", "41 shades"))
+	digits := b.placed("message", "channel.1", said(2, "3", "x", "Ada", "a name of digits"))
+	from := b.placed("newtype", "channel.3", `{"type":"newtype"}`)
+	of(from)
+	of(b.placed("user_topic", "channel.3", `{"type":"user_topic","stream_id":3,"topic_name":"x"}`))
+	of(b.placed("typing", "channel.3", `{"type":"typing","op":"start","sender":{"user_id":3},"topic":"x"}`))
+	moved := b.placed("reaction", "channel.3", reaction("add", 1)) // where the message is now
+	of(moved)
+	of(b.placed("update_message_flags", "channel.3", `{"type":"update_message_flags","op":"add","flag":"read","messages":[1]}`))
+	of(b.placed("message", "channel.3", said(4, "ops", "disks", "Ada", "/var is full")))
+	of(b.placed("subscription", "none", `{"type":"subscription","op":"peer_add","stream_ids":[3],"user_ids":[5]}`))
+	b.placed("reaction", "direct", reaction("add", 5))
+	late := b.placed("newtype", "channel.6", `{"type":"newtype"}`)
+	of(b.placed("stream", "channel.3",
+		`{"type":"stream","op":"update","property":"name","value":"Cave","name":"ops","stream_id":3}`))
+	of(b.placed("newtype", "channel.3", `{"type":"newtype"}`))
+
+	seqs := func(o Options) (all []uint64) {
+		t.Helper()
+		o.Show = JSON{}
+		for _, text := range b.shown(o, 0) {
+			var l struct{ Seq uint64 }
+			if text != "" && json.Unmarshal([]byte(text), &l) != nil {
+				t.Fatal(text)
+			}
+			if text != "" {
+				all = append(all, l.Seq)
+			}
+		}
+		return all
+	}
+	behind := ops[1:] // the first is before from
+	for _, c := range []struct {
+		o    Options
+		want []uint64
+	}{
+		{Options{Channel: "OPS"}, ops},
+		{Options{Channel: "cave"}, ops},
+		{Options{Channel: "#3"}, ops},
+		{Options{Channel: "3"}, slices.Concat(ops[:1], []uint64{digits}, behind)},
+		{Options{Channel: "ops", From: from}, behind},
+		{Options{Channel: "Cave", From: from}, behind},
+		{Options{Channel: "ops", Last: 9}, ops[len(ops)-9:]},
+		{Options{Channel: "#3", Types: []string{"newtype", "submessage"}}, []uint64{ops[0], from, ops[len(ops)-1]}},
+		{Options{Channel: "design"}, []uint64{early, blue, moved, late}},
+		{Options{Channel: "#33"}, []uint64{other}},
+		{Options{Channel: "03"}, nil},
+		{Options{Channel: "#ops"}, nil},
+	} {
+		if got := seqs(c.o); !slices.Equal(got, c.want) {
+			t.Errorf("%q, from %d, last %d, %v: %v, want %v", c.o.Channel, c.o.From, c.o.Last, c.o.Types, got, c.want)
+		}
+	}
+}
+
+// By type, an id is in headers and in events; what has none goes by its message.
+func TestChannelIDByType(t *testing.T) {
+	b := newBus(t, natstest.Start(t).JetStream())
+	named := func(typ, body, channel string) {
+		b.Helper()
+		m := b.msg(typ, body)
+		m.Header.Set("Zulip-Channel-Id", channel)
+		b.put(m)
+	}
+	named("message", said(1, "ops", "disks", "Ada", "/var is full"), "3")
+	b.event("message", said(2, "ops", "disks", "Ada", "no header"))
+	named("message", said(3, "design", "blue", "Zoë", "41 shades"), "6")
+	b.event("message", direct(4, "Ada", "lunch?", "Grace"))
+	b.event("reaction", reaction("add", 1))
+	b.event("reaction", reaction("add", 3))
+	b.event("reaction", reaction("add", 4))
+	named("user_topic", `{"type":"user_topic","topic_name":"x"}`, "3")
+	named("update_message", `{"type":"update_message","user_id":5,"message_id":3,"message_ids":[3],"stream_id":6,`+
+		`"stream_name":"design","orig_subject":"blue","new_stream_id":3}`, "6")
+	b.event("reaction", reaction("remove", 3))
+	named("stream", `{"type":"stream","op":"update","property":"name","value":"cave","name":"ops","stream_id":3}`, "3")
+	named("user_topic", `{"type":"user_topic","topic_name":"y"}`, "3")
+	ops := []string{"01:50:31 #ops > disks  Ada: /var is full", "01:50:32 #ops > disks  Ada: no header",
+		"--:--:-- #ops > disks  Grace put 🎉 on Ada: /var is full", `--:--:-- user_topic {"type":"user_topic","topic_name":"x"}`,
+		"--:--:-- #design > blue  Grace moved 1 message to #ops > blue", "--:--:-- #ops > blue  Grace took 🎉 from Zoë: 41 shades",
+		`--:--:-- #ops: name is now "cave"`, `--:--:-- user_topic {"type":"user_topic","topic_name":"y"}`}
+	for _, channel := range []string{"3", "#3", "ops"} {
+		compare(t, storedDay(b.shown(Options{Channel: channel}, 0)), ops)
+	}
+	compare(t, storedDay(b.shown(Options{Channel: "Cave"}, 0)), ops[6:]) // nothing says it before
+}
+
 // A stream by place that is made anew by type goes on, with a filter.
 func TestMadeAnewByType(t *testing.T) {
 	t.Parallel()
