@@ -146,12 +146,17 @@ func (v *viewer) byPlace(ctx context.Context, stream jetstream.Stream, realm sub
 	if len(v.Types) == 0 {
 		return false, nil
 	}
-	// Few subjects, and heartbeats are there.
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(strings.TrimSuffix(realm.All(), ">")+"*."+subjects.Nowhere.String()))
-	if err != nil {
+	has := func(filter string) (bool, error) {
+		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+		return err == nil && len(info.State.Subjects) > 0, err
+	}
+	// Few subjects, and heartbeats are there. Others may publish on such a one too.
+	placed, err := has(strings.TrimSuffix(realm.All(), ">") + "*." + subjects.Nowhere.String())
+	if err != nil || !placed {
 		return false, err
 	}
-	return len(info.State.Subjects) > 0, nil
+	byType, err := has(realm.By(subjects.ByType).Events()[0])
+	return !byType, err
 }
 
 // filters are those to ask the server for; none if the whole stream is wanted. Where it is

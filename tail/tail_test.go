@@ -919,3 +919,16 @@ func TestGone(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 }
+
+// Somebody else publishes in a stream by type, on a subject that ends in "none". Its
+// messages are shown all the same.
+func TestOthersWithNone(t *testing.T) {
+	b := newBus(t, natstest.Start(t).JetStream())
+	b.put(b.msg("message", said(1, "ops", "disks", "Ada", "/var is full")))
+	if _, err := b.js.Publish(t.Context(), "zulip.acme.report.none", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.shown(Options{Types: []string{"message"}, Show: JSON{}}, 0); len(got) != 1 || got[0] == "" {
+		t.Errorf("shown: %q", got)
+	}
+}
