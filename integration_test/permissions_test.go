@@ -213,7 +213,8 @@ func TestReadersPermissions(t *testing.T) {
 }
 
 // TestReadersPermissionsOfOneChannel is the reader of one channel of docs/permissions.md:
-// it makes its consumer, gets all that is of that channel, and nothing else by any way.
+// it makes its consumers, gets all that is of that channel and what tells of gaps, and
+// nothing else by any way.
 func TestReadersPermissionsOfOneChannel(t *testing.T) {
 	t.Parallel()
 	docs := documented(t)
@@ -283,7 +284,7 @@ func TestReadersPermissionsOfOneChannel(t *testing.T) {
 			}
 		}))
 	filter := channel("*", ours)
-	settings := jetstream.ConsumerConfig{Durable: "ops", FilterSubject: filter}
+	settings := jetstream.ConsumerConfig{Durable: "ops", FilterSubject: filter, MaxAckPending: 1}
 	consumer, err := natstest.JetStream(t, nc).CreateOrUpdateConsumer(t.Context(), w.stream, settings)
 	harness.Must(t, err)
 	for _, want := range []string{"message", "reaction", "message"} {
@@ -297,6 +298,21 @@ func TestReadersPermissionsOfOneChannel(t *testing.T) {
 	info, err := consumer.Info(t.Context())
 	if err != nil || info.NumPending != 0 || info.NumAckPending != 0 {
 		t.Errorf("behind the channel's messages: %+v, %v", info, err)
+	}
+	w.zulip.ExpireAll()
+	gaps, err := natstest.JetStream(t, nc).CreateOrUpdateConsumer(t.Context(), w.stream,
+		jetstream.ConsumerConfig{Durable: "ops-gaps", FilterSubject: "zulip.acme.bridge.gap", MaxAckPending: 1})
+	harness.Must(t, err)
+	for _, want := range []string{events.RecordGapOpened, events.RecordGapClosed} {
+		m, err := gaps.Next(jetstream.FetchMaxWait(harness.Patience))
+		harness.Must(t, err)
+		if has := m.Headers().Get(events.HeaderRecord); has != want {
+			t.Errorf("the reader gets the record %q, want %s", has, want)
+		}
+		harness.Must(t, m.DoubleAck(t.Context()))
+	}
+	if info, err := gaps.Info(t.Context()); err != nil || info.NumPending != 0 || info.NumAckPending != 0 {
+		t.Errorf("behind the gap: %+v, %v", info, err)
 	}
 
 	// What the server says to consumers of more.
@@ -332,6 +348,7 @@ func TestReadersPermissionsOfOneChannel(t *testing.T) {
 		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops.zulip.acme.*.channel.*",
 		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops." + fmt.Sprintf("zulip.*.*.channel.%d", ours),
 		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops.zulip.acme.*.direct",
+		"$JS.API.CONSUMER.CREATE.ZULIP_acme.ops-gaps", "$JS.API.CONSUMER.CREATE.ZULIP_acme.ops-gaps.zulip.acme.bridge.*",
 		"$JS.API.CONSUMER.CREATE.ZULIP_acme.other." + filter, "$JS.API.CONSUMER.MSG.NEXT.ZULIP_acme.triage",
 		"$JS.API.STREAM.MSG.GET.ZULIP_acme", "$JS.API.DIRECT.GET.ZULIP_acme",
 		"$JS.API.DIRECT.GET.ZULIP_acme.zulip.acme.message.direct", "$JS.API.STREAM.INFO.ZULIP_acme",
