@@ -40,7 +40,7 @@ func TestAsyncAPI(t *testing.T) {
 	}
 	e := s.runs("asyncapi", "--realm", "acme", "--subjects", "by-place")
 	for _, address := range []string{"zulip.acme.message.channel.{channel}", "zulip.acme.message.direct", "zulip.acme.presence.none",
-		"zulip.acme.{type}.none", "zulip.acme.bridge.gap"} {
+		"zulip.acme.{type}.direct", "zulip.acme.bridge.gap"} {
 		if e.code != 0 || !strings.Contains(e.stdout, `"address": "`+address+`"`) {
 			t.Errorf("by place: exit code %d, no address %s", e.code, address)
 		}
