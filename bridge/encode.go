@@ -10,10 +10,9 @@ import (
 )
 
 // encode makes what is stored for an event that follows a position: the event itself, or
-// a record in its place. ok is false where nothing is. It asks nobody, and where its
-// subject has to be looked up, loadPlaces comes before; whether the
-// message fits is for the caller to see. The headers are appended to all, which saves an
-// allocation for each event.
+// a record in its place. ok is false where nothing is. It asks nobody: where its subject
+// has to be looked up, loadPlaces comes before, and whether the message fits is for the
+// caller to see. The headers are appended to all, which saves an allocation for each event.
 func (b *Bridge) encode(ev *poller.Event, at poller.Position, all *[]stream.Header) (e entry, ok bool, err error) {
 	if ev.Fault != "" {
 		return b.rejection(ev, at, ev.Fault)

@@ -107,6 +107,6 @@ func otherLayout(realm subjects.Realm, has string) error {
 	return &ConfigError{fmt.Sprintf("the stream has the events of %s %s, and --subjects says %s: a stream keeps its layout, "+
 		"since who reads one would miss what is in the other. Go on with --subjects %s. Or begin another stream: run an "+
 		"instance with --subjects %s and another name for the realm (--realm) beside that of this stream, let the services "+
-		"follow it, then start the one of this stream with --delete-queue and stop it for good", realm, has, realm.Layout(),
-		has, realm.Layout())}
+		"follow it, then start the one of this stream with --subjects %s and --delete-queue, and stop it for good", realm, has,
+		realm.Layout(), has, realm.Layout(), has)}
 }

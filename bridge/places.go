@@ -22,8 +22,8 @@ const (
 	// learnMost is how many messages an edit may name for those of them to be learned that
 	// are not known: a topic of very many would push out all others.
 	learnMost = 1000
-	// placesTurn is how long events wait at most while it is read where messages are; of
-	// what is not read by then, it is not known.
+	// placesTurn is how long events wait at most while it is read where messages are: where
+	// those are that are not read by then is not known.
 	placesTurn = 20 * time.Second
 )
 
@@ -258,7 +258,7 @@ func placesSaid(ev *poller.Event) map[int64]subjects.Place {
 	}
 	said := map[int64]subjects.Place{}
 	for id, d := range body.Details {
-		if said[id] = subjects.Direct; d.Type == "stream" && d.Channel > 0 {
+		if said[id] = subjects.Direct; d.Channel > 0 && (d.Type == "stream" || d.Type == "channel") {
 			said[id] = d.Channel
 		}
 	}
