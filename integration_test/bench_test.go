@@ -19,6 +19,7 @@ import (
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
+	"zulip-nats/subjects"
 	"zulip-nats/zulipsim"
 )
 
@@ -79,13 +80,15 @@ func (w *world) drain(n, size int) time.Duration {
 func BenchmarkBacklog(b *testing.B) {
 	for _, c := range []struct {
 		path   stream.Path
+		layout subjects.Layout
 		events int
-	}{{stream.PathFast, 200_000}, {stream.PathAtomic, 100_000}, {stream.PathSync, 5_000}} {
-		b.Run(string(c.path), func(b *testing.B) {
+	}{{stream.PathFast, subjects.ByType, 200_000}, {stream.PathFast, subjects.ByPlace, 200_000},
+		{stream.PathAtomic, subjects.ByType, 100_000}, {stream.PathSync, subjects.ByType, 5_000}} {
+		b.Run(fmt.Sprintf("%s, %s", c.path, c.layout), func(b *testing.B) {
 			const size, rounds = 500, 3
 			url := natsServer(b)
 			w := newQuietWorld(b, url, backlog)
-			w.insideQuietly(c.path)
+			w.insideQuietly(c.path, c.layout)
 			w.drain(c.events/10, size) // the first events pay for what is made once
 			bare := newBareLoop(b, url, c.path, size)
 			bare.publish(b, c.events/10)
@@ -121,9 +124,9 @@ func newQuietWorld(t testing.TB, natsURL string, configure ...func(*zulipsim.Ser
 }
 
 // insideQuietly is inside without a log.
-func (w *world) insideQuietly(path stream.Path) {
+func (w *world) insideQuietly(path stream.Path, layout subjects.Layout) {
 	account := poller.Account{Email: w.bot.Email, Key: w.bot.Key, Site: w.site}
-	runInside(w.t, w.nats, w.realm, account, path, zerolog.Nop())
+	runInside(w.t, w.nats, w.realm, account, path, layout, zerolog.Nop())
 }
 
 // bareLoop publishes ready-made messages behind each other.

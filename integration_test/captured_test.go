@@ -22,6 +22,7 @@ import (
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
+	"zulip-nats/subjects"
 )
 
 // capturedAnswer is one answer to GET /api/v1/events as a Zulip 10.2 really gave it:
@@ -214,7 +215,7 @@ func TestCapturedAnswers(t *testing.T) {
 			zulip := q.serve(t, done)
 			log := harness.NewJournal(t, "the bridge")
 			stop := runInside(t, url, realm, poller.Account{Email: botEmail, Key: apiKey, Site: zulip.URL},
-				stream.PathAuto, zerolog.New(log))
+				stream.PathAuto, subjects.ByType, zerolog.New(log))
 			select {
 			case <-done:
 			case <-t.Context().Done():
