@@ -302,7 +302,10 @@ func (w *world) script(name, folder string, replace ...string) string {
 			w.t.Fatalf("%s does not have %q, or more than once", name, replace[i])
 		}
 	}
-	path := filepath.Join(folder, fmt.Sprintf("%d-%s", os.Getpid(), filepath.Base(name)))
+	f, err := os.CreateTemp(folder, "*-"+filepath.Base(name)) // the folder is that of other tests, too
+	harness.Must(w.t, err)
+	harness.Must(w.t, f.Close())
+	path := f.Name()
 	harness.WriteFile(w.t, path, strings.NewReplacer(replace...).Replace(string(text)))
 	w.t.Cleanup(func() { os.Remove(path) })
 	return path
