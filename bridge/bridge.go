@@ -34,7 +34,8 @@
 // What reads the stream, and everything that writes to it, is in tail.go. What waits for
 // nobody is in encode.go (what is stored for an event), reconcile.go (what of it is there
 // already) and plan.go (which messages a lost queue kept from us), with tables for tests.
-// What others may know of all that is in status.go.
+// What others may know of all that is in status.go, where messages are in places.go, and
+// which layout of subjects the stream has in layout.go.
 package bridge
 
 import (
