@@ -29,6 +29,18 @@ func storyByPlace(t *testing.T, f func(w *world, one *instance)) {
 	})
 }
 
+// storyInEach is a story of a stream by type, and of one by place.
+func storyInEach(t *testing.T, f func(w *world, one *instance)) {
+	for _, layout := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
+		t.Run(layout.String(), func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.realm = w.realm.By(layout)
+				f(w, one)
+			})
+		})
+	}
+}
+
 func (w *world) emitReaction(id int64, word string) {
 	w.zulip.Emit(map[string]any{"type": "reaction", "op": "add", "message_id": id, "emoji_name": word})
 }
@@ -39,6 +51,22 @@ func (w *world) in(kind, channel string) string {
 
 func (w *world) to(content string) int64 {
 	return w.zulip.SendMessage(zulipsim.Message{To: []string{simAccount}, Sender: "ada@example.com", Content: content})
+}
+
+// others stores messages as somebody else would, in a stream that is made if it is gone.
+func (w *world) others(msgs ...stream.Message) {
+	w.t.Helper()
+	c := w.jet.Client(w.t.Context())
+	err := c.Open(w.t.Context())
+	if err == nil {
+		var at stream.Cursor
+		if at, _, err = c.Last(w.t.Context()); err == nil {
+			_, err = c.Append(w.t.Context(), at, msgs)
+		}
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) wantOn(want map[string]string, words ...string) {
@@ -184,17 +212,10 @@ func TestCopyOfADirectMessage(t *testing.T) {
 		one.follows(1)
 		id := w.to("first text")
 		time.Sleep(time.Second)
-		other := w.jet.Client(t.Context())
-		cursor, _, err := other.Last(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
 		general := w.zulip.Channel("general").ID
-		if _, err = other.Append(t.Context(), cursor, []stream.Message{{Subject: fmt.Sprintf("zulip.acme.message.channel.%d", general),
+		w.others(stream.Message{Subject: fmt.Sprintf("zulip.acme.message.channel.%d", general),
 			Data: []byte("{}"), Headers: []stream.Header{{Key: events.HeaderMessageID, Value: fmt.Sprint(id)},
-				{Key: events.HeaderChannelID, Value: fmt.Sprint(general)}}}}); err != nil {
-			t.Fatal(err)
-		}
+				{Key: events.HeaderChannelID, Value: fmt.Sprint(general)}}})
 		one.stop()
 		for n, m := range w.jet.Messages() {
 			if bytes.Contains(m.Data, []byte("first text")) {
@@ -300,33 +321,28 @@ func (s lostAnswers) PutObject(ctx context.Context, name string, data []byte) er
 // A large direct message: the object store takes it, and its answer is lost, so it is
 // rejected. When it is deleted its text is erased there too.
 func TestEraseARejectedDirectMessage(t *testing.T) {
-	for _, layout := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
-		t.Run(layout.String(), func(t *testing.T) {
-			story(t, func(w *world, one *instance) {
-				w.realm = w.realm.By(layout)
-				w.jet.Single, w.jet.MaxPayload = true, 9000
-				w.configure = func(c *bridge.Config) {
-					c.EraseDeleted, c.OversizeWait = true, 10*time.Second
-					open := c.Open
-					c.Open = func(ctx context.Context) (bridge.Stream, error) {
-						s, err := open(ctx)
-						return lostAnswers{s}, err
-					}
-				}
-				one.follows(1)
-				id := w.to(strings.Repeat("secret ", 1400))
-				time.Sleep(time.Minute)
-				if n := len(told[events.Rejected](w, "rejected", "")); n != 1 || len(w.jet.Objects()) != 1 {
-					t.Fatalf("%d rejected, %d objects", n, len(w.jet.Objects()))
-				}
-				w.zulip.DeleteMessages(id)
-				time.Sleep(time.Minute)
-				if got := w.holding("secret"); len(got) > 0 {
-					t.Errorf("the text is in %v", got)
-				}
-			})
-		})
-	}
+	storyInEach(t, func(w *world, one *instance) {
+		w.jet.Single, w.jet.MaxPayload = true, 9000
+		w.configure = func(c *bridge.Config) {
+			c.EraseDeleted, c.OversizeWait = true, 10*time.Second
+			open := c.Open
+			c.Open = func(ctx context.Context) (bridge.Stream, error) {
+				s, err := open(ctx)
+				return lostAnswers{s}, err
+			}
+		}
+		one.follows(1)
+		id := w.to(strings.Repeat("secret ", 1400))
+		time.Sleep(time.Minute)
+		if n := len(told[events.Rejected](w, "rejected", "")); n != 1 || len(w.jet.Objects()) != 1 {
+			t.Fatalf("%d rejected, %d objects", n, len(w.jet.Objects()))
+		}
+		w.zulip.DeleteMessages(id)
+		time.Sleep(time.Minute)
+		if got := w.holding("secret"); len(got) > 0 {
+			t.Errorf("the text is in %v", got)
+		}
+	})
 }
 
 // A message of a channel that does not say of which is not where presence and settings are.
@@ -390,32 +406,20 @@ func TestPlacesReadOneByOne(t *testing.T) {
 // that says of which. A message of a gap is read back all the same, and one that comes by
 // two queues is stored.
 func TestOthersBelowMessages(t *testing.T) {
-	for _, layout := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
-		t.Run(layout.String(), func(t *testing.T) {
-			story(t, func(w *world, one *instance) {
-				w.realm = w.realm.By(layout)
-				w.options.Life = 10 * time.Minute
-				one.follows(3)
-				one.stop()
-				id := w.send("in the gap")
-				other := w.jet.Client(t.Context())
-				cursor, _, err := other.Last(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err = other.Append(t.Context(), cursor, []stream.Message{{Subject: "zulip.acme.message.summary",
-					Data: []byte("{}"), Headers: []stream.Header{{Key: events.HeaderMessageID, Value: fmt.Sprint(id)}}}}); err != nil {
-					t.Fatal(err)
-				}
-				w.expire()
-				one.start()
-				time.Sleep(time.Minute)
-				if got := w.holding("in the gap"); len(got) != 1 {
-					t.Errorf("the message of the gap is in %v", got)
-				}
-			})
-		})
-	}
+	storyInEach(t, func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.follows(3)
+		one.stop()
+		id := w.send("in the gap")
+		w.others(stream.Message{Subject: "zulip.acme.message.summary",
+			Data: []byte("{}"), Headers: []stream.Header{{Key: events.HeaderMessageID, Value: fmt.Sprint(id)}}})
+		w.expire()
+		one.start()
+		time.Sleep(time.Minute)
+		if got := w.holding("in the gap"); len(got) != 1 {
+			t.Errorf("the message of the gap is in %v", got)
+		}
+	})
 }
 
 // A leader that was deposed lacks the newest move. What it lacks is not known, and so no
@@ -531,11 +535,6 @@ func TestLayoutInFull(t *testing.T) {
 		}
 		at := w.jet.Messages()
 		last := at[len(at)-1]
-		other := w.jet.Client(t.Context())
-		cursor, _, err := other.Last(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
 		var headers []stream.Header
 		for key, values := range newest.Header {
 			if key == events.HeaderPosition || key == events.HeaderEventID {
@@ -545,9 +544,7 @@ func TestLayoutInFull(t *testing.T) {
 		}
 		headers = append(headers, stream.Header{Key: events.HeaderPosition, Value: first(last, events.HeaderEventID)})
 		data := bytes.Replace(newest.Data, []byte(`"options":`), []byte(`"subjects":"by-type","options":`), 1)
-		if _, err = other.Append(t.Context(), cursor, []stream.Message{{Subject: newest.Subject, Data: data, Headers: headers}}); err != nil {
-			t.Fatal(err)
-		}
+		w.others(stream.Message{Subject: newest.Subject, Data: data, Headers: headers})
 		one.start()
 		time.Sleep(time.Minute)
 		if over, err := ended(one); over {
@@ -560,59 +557,42 @@ func TestLayoutInFull(t *testing.T) {
 // A service below zulip.acme.message knows a message before the bridge has it, of which the
 // event comes behind a gap: it is stored, and not counted as held.
 func TestOthersBelowMessagesAndALiveEvent(t *testing.T) {
-	for _, layout := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
-		t.Run(layout.String(), func(t *testing.T) {
-			story(t, func(w *world, one *instance) {
-				w.realm = w.realm.By(layout)
-				w.options.Life = 10 * time.Minute
-				one.follows(3)
-				one.stop()
-				w.options.ApplyMarkdown = true // a change-over
-				id := w.send("in both")
-				other := w.jet.Client(t.Context())
-				cursor, _, err := other.Last(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err = other.Append(t.Context(), cursor, []stream.Message{{Subject: "zulip.acme.message.summary",
-					Data: []byte("{}"), Headers: []stream.Header{{Key: events.HeaderMessageID, Value: fmt.Sprint(id)}}}}); err != nil {
-					t.Fatal(err)
-				}
-				one.start()
-				time.Sleep(time.Minute)
-				if got := w.holding("in both"); len(got) != 1 {
-					t.Errorf("the message is in %v", got)
-				}
-			})
-		})
-	}
+	storyInEach(t, func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.follows(3)
+		one.stop()
+		w.options.ApplyMarkdown = true // a change-over
+		id := w.send("in both")
+		w.others(stream.Message{Subject: "zulip.acme.message.summary",
+			Data: []byte("{}"), Headers: []stream.Header{{Key: events.HeaderMessageID, Value: fmt.Sprint(id)}}})
+		one.start()
+		time.Sleep(time.Minute)
+		if got := w.holding("in both"); len(got) != 1 {
+			t.Errorf("the message is in %v", got)
+		}
+	})
 }
 
 // Somebody else's newest message below zulip.acme.message: the record of a gap says up to
 // which message of ours the stream had come.
 func TestGapBehindOthersBelowMessages(t *testing.T) {
-	for _, layout := range []subjects.Layout{subjects.ByType, subjects.ByPlace} {
-		t.Run(layout.String(), func(t *testing.T) {
-			story(t, func(w *world, one *instance) {
-				w.realm = w.realm.By(layout)
-				w.options.Life = 10 * time.Minute
-				one.follows(3)
-				one.stop()
-				time.Sleep(time.Minute)
-				w.jet.Publish("zulip.acme.message.summary", []byte("{}"))
-				w.jet.Publish("zulip.acme.report.direct", []byte("{}"))
-				before := w.jet.Messages()
-				w.expire()
-				time.Sleep(time.Hour)
-				one.start()
-				time.Sleep(time.Minute)
-				g := told[events.GapOpened](w, "gap", "gap-opened")
-				if len(g) != 1 || g[0].LastMessageID != w.lastIDs[2] || g[0].LastStored.After(before[len(before)-3].Time) {
-					t.Errorf("%+v, want message %d, stored %v", g, w.lastIDs[2], before[len(before)-3].Time)
-				}
-			})
-		})
-	}
+	storyInEach(t, func(w *world, one *instance) {
+		w.options.Life = 10 * time.Minute
+		one.follows(3)
+		one.stop()
+		time.Sleep(time.Minute)
+		w.jet.Publish("zulip.acme.message.summary", []byte("{}"))
+		w.jet.Publish("zulip.acme.report.direct", []byte("{}"))
+		before := w.jet.Messages()
+		w.expire()
+		time.Sleep(time.Hour)
+		one.start()
+		time.Sleep(time.Minute)
+		g := told[events.GapOpened](w, "gap", "gap-opened")
+		if len(g) != 1 || g[0].LastMessageID != w.lastIDs[2] || g[0].LastStored.After(before[len(before)-3].Time) {
+			t.Errorf("%+v, want message %d, stored %v", g, w.lastIDs[2], before[len(before)-3].Time)
+		}
+	})
 }
 
 // countedScan counts the messages that are read.
@@ -673,14 +653,6 @@ func TestLayoutOfAnOlderBackup(t *testing.T) {
 		w.jet.SetFaults(func(string) model.Fault { return model.Fault{Fail: stream.Unavailable} })
 		w.jet.Delete()
 		w.jet.SetFaults(nil)
-		other := w.jet.Client(t.Context())
-		if err := other.Open(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		cursor, _, err := other.Last(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
 		var msgs []stream.Message
 		for _, m := range backup {
 			again := stream.Message{Subject: m.Subject, Data: m.Data}
@@ -689,9 +661,7 @@ func TestLayoutOfAnOlderBackup(t *testing.T) {
 			}
 			msgs = append(msgs, again)
 		}
-		if _, err := other.Append(t.Context(), cursor, msgs); err != nil {
-			t.Fatal(err)
-		}
+		w.others(msgs...)
 		time.Sleep(3 * time.Minute)
 		w.say(2)
 		time.Sleep(time.Minute)

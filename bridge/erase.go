@@ -316,7 +316,8 @@ func (b *Bridge) lacking(ctx context.Context, from uint64, until *stream.Stored,
 	f func(*stream.Stored) error, on ...string) error {
 	seqs := map[uint64]bool{}
 	err := b.recent(ctx, until, func(m *stream.Stored) error {
-		if m.Seq >= from && m.Seq <= until.Seq && slices.ContainsFunc(on, func(filter string) bool { return subjects.Covers(filter, m.Subject) }) {
+		covers := func(filter string) bool { return subjects.Covers(filter, m.Subject) }
+		if m.Seq >= from && m.Seq <= until.Seq && slices.ContainsFunc(on, covers) {
 			seqs[m.Seq] = true
 		}
 		return nil

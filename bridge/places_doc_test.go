@@ -1,21 +1,19 @@
 package bridge
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 
+	"zulip-nats/integration_test/recorded"
 	"zulip-nats/poller"
 	"zulip-nats/subjects"
 )
@@ -42,31 +40,6 @@ var placeRules = map[string]string{
 	"navigation_view":      "the account's own, for whomever",
 	"reminders":            "the account's own, for whomever",
 	"scheduled_messages":   "the account's own, for whomever",
-}
-
-// recorded are the lines of a file, which may be packed.
-func recorded(t *testing.T, file string) (all [][]byte) {
-	t.Helper()
-	f, err := os.Open(filepath.FromSlash(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var r io.Reader = f
-	if strings.HasSuffix(file, ".gz") {
-		if r, err = gzip.NewReader(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, 64<<20)
-	for s.Scan() {
-		all = append(all, bytes.Clone(s.Bytes()))
-	}
-	if err := s.Err(); err != nil || len(all) == 0 {
-		t.Fatalf("%s: %d lines: %v", file, len(all), err)
-	}
-	return all
 }
 
 // answering is a poller of an account whose Zulip gives that answer to whatever it is
@@ -158,7 +131,7 @@ func TestPlacesPage(t *testing.T) {
 	queues, answers := map[string][]json.RawMessage{}, map[string]bool{}
 	var order []string
 	newest := map[string]int64{}
-	for _, line := range recorded(t, "../integration_test/testdata/captured-answers.jsonl.gz") {
+	for _, line := range recorded.Lines(t, "../integration_test/testdata/captured-answers.jsonl.gz") {
 		var a struct{ Queue, Body string }
 		var body struct{ Events []json.RawMessage }
 		if err := json.Unmarshal(line, &a); err != nil {
@@ -183,7 +156,7 @@ func TestPlacesPage(t *testing.T) {
 			}
 		}
 	}
-	for _, line := range recorded(t, "../poller/testdata/captured/events.jsonl.gz") {
+	for _, line := range recorded.Lines(t, "../poller/testdata/captured/events.jsonl.gz") {
 		var a struct{ Body string }
 		if err := json.Unmarshal(line, &a); err != nil || !answers[a.Body] {
 			t.Errorf("an answer that the others do not have: %v, %.200s", err, line)
@@ -205,7 +178,7 @@ func TestPlacesPage(t *testing.T) {
 		})
 	}
 	past := map[int64]bool{}
-	for _, line := range recorded(t, "../poller/testdata/captured/messages.jsonl.gz") {
+	for _, line := range recorded.Lines(t, "../poller/testdata/captured/messages.jsonl.gz") {
 		var a struct{ Body string }
 		if err := json.Unmarshal(line, &a); err != nil {
 			t.Fatal(err)
@@ -238,7 +211,7 @@ func TestPlacesPage(t *testing.T) {
 	}
 	// What such a server does not send has examples, each by itself.
 	for _, file := range []string{"../events/testdata/events.jsonl", "../integration_test/testdata/further-events.jsonl"} {
-		for _, line := range recorded(t, file) {
+		for _, line := range recorded.Lines(t, file) {
 			var members map[string]json.RawMessage
 			if err := json.Unmarshal(line, &members); err != nil {
 				t.Fatal(err)

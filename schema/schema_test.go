@@ -1,22 +1,18 @@
 package schema_test
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"zulip-nats/integration_test/recorded"
 	"zulip-nats/poller"
 	"zulip-nats/schema"
 )
@@ -57,43 +53,18 @@ func newSample(t testing.TB, from string, raw []byte, captured bool) sample {
 	return sample{from: from, raw: raw, typ: e.Type, op: e.Op, captured: captured}
 }
 
-// lines are those of a file, which may be packed.
-func lines(t testing.TB, file string) (all [][]byte) {
-	t.Helper()
-	f, err := os.Open(filepath.FromSlash(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var r io.Reader = f
-	if strings.HasSuffix(file, ".gz") {
-		if r, err = gzip.NewReader(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, 64<<20)
-	for s.Scan() {
-		all = append(all, bytes.Clone(s.Bytes()))
-	}
-	if err := s.Err(); err != nil || len(all) == 0 {
-		t.Fatalf("%s: %d lines: %v", file, len(all), err)
-	}
-	return all
-}
-
 // samples are all events that the repository has: those of a real server, live and as
 // messages of its history, and the examples of what that one does not send.
 func samples(t testing.TB) (all []sample) {
 	t.Helper()
 	for _, file := range []string{"../events/testdata/events.jsonl", "../integration_test/testdata/further-events.jsonl"} {
-		for _, line := range lines(t, file) {
+		for _, line := range recorded.Lines(t, file) {
 			all = append(all, newSample(t, file, line, false))
 		}
 	}
 	const events, history = "../poller/testdata/captured/events.jsonl.gz", "../poller/testdata/captured/messages.jsonl.gz"
 	for _, file := range []string{events, history} {
-		for _, line := range lines(t, file) {
+		for _, line := range recorded.Lines(t, file) {
 			var exchange struct{ File, Body string }
 			var answer struct{ Events, Messages []json.RawMessage }
 			if err := json.Unmarshal(line, &exchange); err != nil {
@@ -166,7 +137,7 @@ func compiled(t testing.TB) map[string]*jsonschema.Schema {
 // to have.
 func TestKnown(t *testing.T) {
 	ops := map[string][]string{}
-	for _, line := range lines(t, "../poller/event-types.tsv") {
+	for _, line := range recorded.Lines(t, "../poller/event-types.tsv") {
 		if part := strings.Split(string(line), "\t"); len(part) == 3 {
 			ops[part[0]] = append(ops[part[0]], part[1])
 		}
@@ -214,7 +185,7 @@ func TestEvents(t *testing.T) {
 	all := compiled(t)
 	list := samples(t)
 	if *further != "" {
-		for _, line := range lines(t, *further) {
+		for _, line := range recorded.Lines(t, *further) {
 			list = append(list, newSample(t, *further, line, false))
 		}
 	}

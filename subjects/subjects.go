@@ -102,6 +102,20 @@ func LayoutOf(subject string) Layout {
 	return ByType
 }
 
+// PlaceOf gives the place that the subject of an event names; [Nowhere] too where it names
+// none. Of a record's it says nothing.
+func PlaceOf(subject string) Place {
+	token := strings.Split(subject, ".")
+	switch {
+	case len(token) == 5 && token[3] == "channel":
+		n, _ := strconv.ParseInt(token[4], 10, 64)
+		return Place(max(n, 0))
+	case len(token) == 4 && token[3] == Direct.String():
+		return Direct
+	}
+	return Nowhere
+}
+
 // Place is where that is what an event is about: the id of a channel, which is above 0,
 // or one of two other values.
 type Place int64

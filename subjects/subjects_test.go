@@ -180,7 +180,8 @@ func TestByPlace(t *testing.T) {
 	}
 	for _, l := range []Layout{ByType, ByPlace} {
 		for _, at := range []Place{Direct, Nowhere, 7} {
-			if subject, err := r.By(l).Event("message", at); err != nil || LayoutOf(subject) != l {
+			if subject, err := r.By(l).Event("message", at); err != nil || LayoutOf(subject) != l ||
+				PlaceOf(subject) != map[Layout]Place{ByPlace: at}[l] {
 				t.Errorf("%s is taken for one %s, %v", subject, LayoutOf(subject), err)
 			}
 		}

@@ -173,8 +173,8 @@ func renamed(b *events.Stream) (name string) {
 // newest change of it: one of them has the name that it has now.
 func (x *index) seeks(ctx context.Context, id int64) bool {
 	s := x.sought
-	if id == 0 || s.ids[id] {
-		return id != 0
+	if id <= 0 || s.ids[id] {
+		return id > 0
 	}
 	if _, asked := s.asked.get(id); asked || x.stream == nil {
 		return false

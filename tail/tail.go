@@ -14,7 +14,6 @@ package tail
 import (
 	"context"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -338,7 +337,7 @@ func (v *viewer) inChannel(ctx context.Context, e *events.Event, body any) bool 
 	is := v.index.sought.is
 	of := func(id int64) bool { return v.index.sought.ids[id] }
 	in := func(m about) bool { return is(m.channel) || of(m.id) }
-	if of(e.ChannelID) || v.index.seeks(ctx, channelOf(e)) {
+	if of(e.ChannelID) || e.Record == "" && v.index.seeks(ctx, int64(subjects.PlaceOf(e.Subject))) {
 		return true
 	}
 	switch b := body.(type) {
@@ -366,14 +365,4 @@ func (v *viewer) inChannel(ctx context.Context, e *events.Event, body any) bool 
 			func(c events.Channel) bool { return is(c.Name) || of(c.ID) })
 	}
 	return false
-}
-
-// channelOf is the id of the channel that the subject of an event names, by place; else 0.
-func channelOf(e *events.Event) int64 {
-	part := strings.Split(e.Subject, ".")
-	if e.Record != "" || len(part) != 5 || part[3] != "channel" {
-		return 0
-	}
-	id, _ := strconv.ParseInt(part[4], 10, 64)
-	return max(id, 0)
 }
