@@ -141,6 +141,12 @@ func (w *writer) set(key, value string) bool {
 	return len(w.msg.Header) > before
 }
 
+// Source gives the messages of an [Stream.AppendEach] chunk by chunk, and says whether
+// others may follow; a chunk without messages ends it. It is told how many of its messages
+// are acknowledged, and the cursor behind them. A chunk is not used any more when the next
+// one is asked for.
+type Source func(stored int, at Cursor) (msgs []Message, more bool)
+
 // appendOp is one Append under way.
 type appendOp struct {
 	*Stream
@@ -150,6 +156,10 @@ type appendOp struct {
 	waiter *waiter
 	lastly error // the connection's last error when it began
 	sent   bool  // something may have left
+
+	source Source
+	msgs   []Message // of the chunk in hand, those that are still to be sent
+	more   bool      // the source may have others
 }
 
 // answer is all that a server may say to a write: the acknowledgement, the error, and the
@@ -179,29 +189,28 @@ type answer struct {
 // connection drops, the wait for an acknowledgement ends at once, with Unclear. What does
 // not fit (see [Stream.Fits]) is found before anything is sent. msgs are not kept.
 func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Cursor, error) {
-	if len(msgs) == 0 {
-		return after, nil
-	}
+	return s.AppendEach(ctx, after, func(int, Cursor) ([]Message, bool) { return msgs, false })
+}
+
+// AppendEach is Append for messages that come in chunks: the next chunk is asked for while
+// the server still stores those before. It is one write all the same: it ends with the
+// acknowledgement of all, and after an error nothing is known beyond what the source was
+// told. What does not fit is found before anything of its chunk is sent.
+//
+// The source is called by this goroutine and must not write to the stream. It should not
+// take seconds: a server gives a batch up in which nothing comes for ten.
+func (s *Stream) AppendEach(ctx context.Context, after Cursor, source Source) (Cursor, error) {
 	if ctx.Err() != nil {
 		return after, context.Cause(ctx)
 	}
-	limits := s.limits()
-	for i := range msgs {
-		if err := s.sendable(&msgs[i], limits); err != nil {
-			return after, err
-		}
-	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	f := &appendOp{Stream: s, ctx: ctx, what: s.label, broken: s.link.broken()}
-	f.waiter = s.link.wait(func(v violation) bool {
-		for i := range msgs {
-			if msgs[i].Subject == v.subject {
-				return true
-			}
-		}
-		return s.link.unheard(v)
-	})
+	f := &appendOp{Stream: s, ctx: ctx, what: s.label, source: source, more: true}
+	if some, err := f.load(0, after); !some {
+		return after, err
+	}
+	f.broken = s.link.broken()
+	f.waiter = s.link.wait(func(v violation) bool { return s.within(v.subject) || s.link.unheard(v) })
 	defer s.link.forget(f.waiter)
 	select {
 	case <-f.broken:
@@ -212,16 +221,36 @@ func (s *Stream) Append(ctx context.Context, after Cursor, msgs []Message) (Curs
 		return after, errorf(Refused, "%s: the connection to NATS is another one than the stream was read on: it has "+
 			"to be read again", s.label)
 	}
-	if err := s.out.makeRoom(s.link.nc, len(msgs)); err != nil {
-		return after, newConnError(s.label, err, false)
-	}
 	f.lastly = s.link.nc.LastError()
-	at, err := f.append(after, msgs)
+	at, err := f.append(after)
 	if err != nil {
 		return after, f.permitted(err)
 	}
-	at.Epoch = after.Epoch
 	return at, nil
+}
+
+// load takes the next chunk when the one in hand is sent. False: there is none, or the
+// error says why it cannot be sent.
+func (f *appendOp) load(stored int, at Cursor) (bool, error) {
+	if len(f.msgs) > 0 {
+		return true, nil
+	}
+	if !f.more {
+		return false, nil
+	}
+	if f.msgs, f.more = f.source(stored, at); len(f.msgs) == 0 {
+		return false, nil
+	}
+	limits := f.limits()
+	for i := range f.msgs {
+		if err := f.sendable(&f.msgs[i], limits); err != nil {
+			return false, err
+		}
+	}
+	if err := f.out.makeRoom(f.link.nc, len(f.msgs)); err != nil {
+		return false, newConnError(f.label, err, f.sent)
+	}
+	return true, nil
 }
 
 // permitted returns err, or the missing permission that is behind it. A message that the
@@ -243,46 +272,42 @@ func (f *appendOp) permitted(err error) error {
 	return f.link.forbidden(f.what, v)
 }
 
-// append stores msgs behind at.
-func (f *appendOp) append(at Cursor, msgs []Message) (Cursor, error) {
-	var err error
-	if !at.Acked {
-		// If the power fails here, nothing was sent. One line on, the message is stored
-		// behind the one that was read, or not at all.
-		if at, err = f.first(at, &msgs[0]); err != nil {
+// append stores what the source gives behind at.
+func (f *appendOp) append(at Cursor) (Cursor, error) {
+	for stored, epoch := 0, at.Epoch; ; {
+		// Each step ends with an acknowledgement of all it sent, so a crash leaves a
+		// prefix of the messages in the stream, and the last message of that prefix says
+		// so.
+		if some, err := f.load(stored, at); !some {
 			return at, err
 		}
-		msgs = msgs[1:]
-	}
-	for len(msgs) > 0 {
-		// Each step ends with an acknowledgement of all it sent, so a crash leaves a
-		// prefix of msgs in the stream, and the last message of that prefix says so.
-		set := f.current()
-		n := 1
-		switch f.path(len(msgs), set) {
-		case PathFast:
-			n = len(msgs)
-			at, err = f.fast(at, msgs)
-		case PathAtomic:
-			if n = atomicLength(msgs, set.batchMax); n > 1 {
-				at, err = f.atomic(at, msgs[:n], set)
-				break
-			}
-			fallthrough
+		var err error
+		n, set := 1, f.current()
+		switch path := f.path(len(f.msgs), set); {
+		case !at.Acked:
+			// If the power fails here, nothing was sent. One line on, the message is
+			// stored behind the one that was read, or not at all.
+			at, err = f.first(at, &f.msgs[0])
+		case path == PathFast:
+			return f.fast(stored, at)
+		case path == PathAtomic && atomicLength(f.msgs, set.batchMax) > 1:
+			n = atomicLength(f.msgs, set.batchMax)
+			at, err = f.atomic(at, f.msgs[:n], set)
 		default:
-			at, err = f.single(at, at.Seq, &msgs[0])
+			at, err = f.single(at, at.Seq, &f.msgs[0])
 		}
 		if err != nil {
 			return at, err
 		}
-		msgs = msgs[n:]
+		at.Epoch = epoch
+		stored += n
+		f.msgs = f.msgs[n:]
 	}
-	return at, nil
 }
 
-// path chooses the way for n messages.
+// path chooses the way for n messages, and for what may follow them.
 func (f *appendOp) path(n int, set settings) Path {
-	if n == 1 || f.cfg.Path == PathSync || f.steppedDown() {
+	if n == 1 && !f.more || f.cfg.Path == PathSync || f.steppedDown() {
 		return PathSync
 	}
 	switch {
@@ -291,7 +316,7 @@ func (f *appendOp) path(n int, set settings) Path {
 	case f.cfg.Path == PathFast && set.fast:
 		return PathFast
 	case set.fast && set.atomic:
-		if f.roundTrip() > farAway {
+		if !f.more && f.roundTrip() > farAway {
 			return PathAtomic
 		}
 		return PathFast

@@ -24,6 +24,7 @@ const (
 	opStart  = "0"
 	opAppend = "1"
 	opCommit = "2"
+	opEnd    = "3" // commits what came before, and stores nothing
 
 	flowMax   = 500     // the server acknowledges at least every 500 messages
 	flowBytes = 1 << 20 // or about so many bytes
@@ -34,36 +35,28 @@ const (
 	labelled = 256
 )
 
-// fast stores two or more messages behind at, which is acknowledged, on a dedicated
-// stream.
-func (f *appendOp) fast(at Cursor, msgs []Message) (Cursor, error) {
-	b := f.newFastBatch(at.Seq, msgs)
-	for n := range msgs {
-		if err := b.send(n); err != nil {
-			return at, err
+// fast stores all that the source gives behind at, which is acknowledged, on a dedicated
+// stream: one batch, so the server always has something to do while the next chunk is
+// made. stored are those that came before.
+func (f *appendOp) fast(stored int, at Cursor) (Cursor, error) {
+	b := f.newFastBatch(at.Seq, f.msgs)
+	for {
+		if done, err := b.chunk(f.msgs, !f.more); done {
+			return at, b.early(err)
 		}
-		if n == len(msgs)-1 {
+		if !f.more {
 			break
 		}
-		if n == 0 || b.sent-b.acked > b.window {
-			// Wait for the first answer, or for room in the window.
-			f.startTimer()
-			for !b.started || b.sent-b.acked > b.window {
-				if done, err := b.step(); done {
-					return at, b.early(err)
-				}
-			}
+		f.msgs = nil
+		some, err := f.load(stored+int(b.acked), Cursor{Seq: b.after + b.acked, Acked: true, Epoch: at.Epoch})
+		if err != nil {
+			return at, err
 		}
-		if len(f.out.answers) > 0 {
-			f.startTimer()
-			if done, err := b.step(); done {
-				return at, b.early(err)
-			}
-		}
-		if n%64 == 63 {
-			if err := f.trouble(); err != nil {
+		if !some {
+			if err := b.end(); err != nil {
 				return at, err
 			}
+			break
 		}
 	}
 	f.startTimer()
@@ -73,7 +66,7 @@ func (f *appendOp) fast(at Cursor, msgs []Message) (Cursor, error) {
 			return at, err
 		}
 		if done {
-			return Cursor{Seq: at.Seq + uint64(len(msgs)), Acked: true}, nil
+			return Cursor{Seq: at.Seq + b.sent, Acked: true, Epoch: at.Epoch}, nil
 		}
 	}
 }
@@ -85,7 +78,6 @@ type fastBatch struct {
 	prefix string // of the reply subjects: inbox and batch id
 	middle string // flow and gap mode
 	after  uint64 // the sequence behind which the batch goes
-	msgs   []Message
 	window uint64
 
 	started bool
@@ -98,12 +90,13 @@ type fastBatch struct {
 	labelBytes []byte
 }
 
-func (f *appendOp) newFastBatch(after uint64, msgs []Message) *fastBatch {
+// newFastBatch begins a batch whose messages are about as large as the first of them.
+func (f *appendOp) newFastBatch(after uint64, first []Message) *fastBatch {
 	size := 0
-	for i := range msgs {
-		size += len(msgs[i].Data)
+	for i := range first {
+		size += len(first[i].Data)
 	}
-	flow := min(max(flowBytes/(size/len(msgs)+1), 1), flowMax)
+	flow := min(max(flowBytes/(size/len(first)+1), 1), flowMax)
 	id := nuid.Next()
 	return &fastBatch{
 		appendOp: f,
@@ -111,48 +104,76 @@ func (f *appendOp) newFastBatch(after uint64, msgs []Message) *fastBatch {
 		prefix:   f.out.inbox + "." + id + ".",
 		middle:   strconv.Itoa(flow) + ".fail.",
 		after:    after,
-		msgs:     msgs,
 		window:   uint64(window * flow),
 	}
 }
 
-// send publishes message n, counted from 0.
-func (b *fastBatch) send(n int) error {
-	at := n % labelled
-	if at == 0 {
-		b.label(n)
+// chunk sends some messages; commit: they are the last. It returns true when the batch is
+// over before that.
+func (b *fastBatch) chunk(msgs []Message, commit bool) (done bool, err error) {
+	for n := range msgs {
+		if n%labelled == 0 {
+			b.label(msgs[n:min(n+labelled, len(msgs))], commit && n+labelled >= len(msgs))
+		}
+		if err := b.send(&msgs[n], n%labelled); err != nil {
+			return true, err
+		}
+		if commit && n == len(msgs)-1 {
+			break
+		}
+		if b.sent == 1 || b.sent-b.acked > b.window {
+			// Wait for the first answer, or for room in the window.
+			b.startTimer()
+			for !b.started || b.sent-b.acked > b.window {
+				if done, err := b.step(); done {
+					return true, err
+				}
+			}
+		}
+		if len(b.out.answers) > 0 {
+			b.startTimer()
+			if done, err := b.step(); done {
+				return true, err
+			}
+		}
+		if n%64 == 63 || n == len(msgs)-1 {
+			if err := b.trouble(); err != nil {
+				return true, err
+			}
+		}
 	}
+	return false, nil
+}
+
+// send publishes a message under a label that was written.
+func (b *fastBatch) send(m *Message, at int) error {
 	start := 0
 	if at > 0 {
 		start = b.labelEnds[at-1][1]
 	}
 	w := &b.out
-	w.load(&b.msgs[n])
+	w.load(m)
 	w.set(headerLastSeq, b.labels[b.labelEnds[at][0]:b.labelEnds[at][1]])
 	w.msg.Reply = b.labels[start:b.labelEnds[at][0]]
 	b.sent++
 	return b.publish()
 }
 
-// label writes the reply subjects and expected sequences of the messages from n on into
-// one string, which they then share: two allocations for 256 messages.
-func (b *fastBatch) label(n int) {
+// label writes the reply subjects and expected sequences of the next messages into one
+// string, which they then share: two allocations for 256 messages. commit: the last of
+// them is that of the batch.
+func (b *fastBatch) label(msgs []Message, commit bool) {
 	buf := b.labelBytes[:0]
-	for i := range min(labelled, len(b.msgs)-n) {
-		number := uint64(n + i + 1)
+	for i := range msgs {
+		number := b.sent + uint64(i) + 1
 		op := opAppend
 		switch {
 		case number == 1:
 			op = opStart
-		case number == uint64(len(b.msgs)):
+		case commit && i == len(msgs)-1:
 			op = opCommit
 		}
-		buf = append(buf, b.prefix...)
-		buf = append(buf, b.middle...)
-		buf = strconv.AppendUint(buf, number, 10)
-		buf = append(buf, '.')
-		buf = append(buf, op...)
-		buf = append(buf, ".$FI"...)
+		buf = b.reply(buf, number, op)
 		b.labelEnds[i][0] = len(buf)
 		buf = strconv.AppendUint(buf, b.after+number-1, 10)
 		b.labelEnds[i][1] = len(buf)
@@ -160,10 +181,28 @@ func (b *fastBatch) label(n int) {
 	b.labelBytes, b.labels = buf, string(buf)
 }
 
+// reply appends the reply subject of a message.
+func (b *fastBatch) reply(buf []byte, number uint64, op string) []byte {
+	buf = append(buf, b.prefix...)
+	buf = append(buf, b.middle...)
+	buf = strconv.AppendUint(buf, number, 10)
+	buf = append(buf, '.')
+	buf = append(buf, op...)
+	return append(buf, ".$FI"...)
+}
+
+// end commits what was sent, where no message came that could do it.
+func (b *fastBatch) end() error {
+	w := &b.out
+	w.load(&Message{Subject: w.msg.Subject})
+	w.msg.Reply = string(b.reply(nil, b.sent+1, opEnd))
+	return b.publish()
+}
+
 // early is the error for a batch that ended before all was sent.
 func (b *fastBatch) early(err error) error {
 	if err == nil {
-		err = errorf(Unclear, "%s: the server ended the batch after %d of %d messages", b.what, b.sent, len(b.msgs))
+		err = errorf(Unclear, "%s: the server ended the batch with %d of %d messages acknowledged", b.what, b.acked, b.sent)
 	}
 	return err
 }
@@ -220,9 +259,9 @@ func (b *fastBatch) step() (bool, error) {
 		b.change(func(s *settings) { s.fast = false })
 		return true, errorf(Unclear, "%s: the server does not know fast ingest; the next writes go by "+
 			"another path", b.what)
-	case a.Count != uint64(len(b.msgs)) || at.Seq != b.after+a.Count:
+	case a.Count != b.sent || at.Seq != b.after+a.Count:
 		return true, errorf(Unclear, "%s: %d of %d messages are stored, up to sequence %d", b.what, a.Count,
-			len(b.msgs), at.Seq)
+			b.sent, at.Seq)
 	}
 	return true, nil
 }

@@ -24,6 +24,7 @@ type client interface {
 	Scan(ctx context.Context, subject string, from stream.Start, until uint64, headersOnly bool,
 		f func(*stream.Stored) error) error
 	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
+	AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error)
 	Info(ctx context.Context) (stream.Info, error)
 	Fits(m *stream.Message) bool
 	Purge(ctx context.Context, subject string, below uint64) error
@@ -253,6 +254,39 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 			t.Errorf("LastOn is %+v, %v", m, err)
 		}
 		write(t, b, read, some(6, 3))
+	})
+	t.Run("chunks", func(t *testing.T) {
+		b := open(t)
+		cur, err := b.AppendEach(ctx, stream.Cursor{}, func(int, stream.Cursor) ([]stream.Message, bool) { return nil, true })
+		if err != nil || cur != (stream.Cursor{}) {
+			t.Errorf("nothing at all: %+v, %v", cur, err)
+		}
+		k, told := 0, 0
+		source := func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+			if stored < told || stored > 2*k || stored > 0 && at != (stream.Cursor{Seq: uint64(stored), Acked: true}) {
+				t.Errorf("before chunk %d the source is told of %d messages, up to %+v", k, stored, at)
+			}
+			told = stored
+			k++
+			return some(2*k-2, 2), k < 3
+		}
+		if cur, err = b.AppendEach(ctx, cur, source); err != nil || cur != (stream.Cursor{Seq: 6, Acked: true}) {
+			t.Errorf("three chunks: %+v, %v", cur, err)
+		}
+		want(t, b, "body 0", "body 1", "body 2", "body 3", "body 4", "body 5")
+	})
+	t.Run("a message of somebody else between two chunks", func(t *testing.T) {
+		b := open(t)
+		cur, k := write(t, b, stream.Cursor{}, some(0, 1)), 0
+		_, err := b.AppendEach(ctx, cur, func(int, stream.Cursor) ([]stream.Message, bool) {
+			if k++; k == 2 {
+				natstest.Eventually(t, "the first chunk", func() bool { return len(stored(t, b)) == 3 })
+				b.foreign("zulip.acme.foreign")
+			}
+			return some(2*k-1, 2), true
+		})
+		kind(t, err, stream.Refused)
+		want(t, b, "body 0", "body 1", "body 2", "foreign")
 	})
 	for _, n := range []int{1, 4} {
 		t.Run(fmt.Sprintf("a stale cursor is refused, %d messages", n), func(t *testing.T) {

@@ -466,6 +466,29 @@ func (c *Client) Append(ctx context.Context, after stream.Cursor, msgs []stream.
 	return cur, err
 }
 
+// AppendEach is [stream.Stream.AppendEach]. The source is a chunk ahead of what is known:
+// it has given another one by the time that a chunk is seen to have failed.
+func (c *Client) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
+	stored, sent, at := 0, 0, after
+	for next := after; ; {
+		msgs, more := source(stored, at)
+		if len(msgs) == 0 {
+			return next, nil
+		}
+		stored, at = sent, next
+		cur, err := c.Append(ctx, next, msgs)
+		if err != nil {
+			if more {
+				source(stored, at)
+			}
+			return after, err
+		}
+		if next, sent = cur, sent+len(msgs); !more {
+			return next, nil
+		}
+	}
+}
+
 // store stores messages one after the other, each if what it names is what is there.
 func (s *Stream) store(shared bool, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error) {
 	if s.gone {

@@ -1,0 +1,215 @@
+package stream_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zulip-nats/stream"
+	"zulip-nats/stream/natstest"
+)
+
+// chunks gives messages 1, 2, 3 … in chunks of these sizes. Where told is not nil it sees
+// what the source is told. open: that nothing follows is said by a chunk without messages,
+// and not with the last one.
+func chunks(sizes []int, open bool, told func(stored int, at stream.Cursor)) stream.Source {
+	k, next := 0, 1
+	return func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+		if told != nil {
+			told(stored, at)
+		}
+		if k == len(sizes) {
+			return nil, false
+		}
+		msgs := messages(next, sizes[k])
+		next += sizes[k]
+		k++
+		return msgs, open || k < len(sizes)
+	}
+}
+
+func sum(sizes []int) (n int) {
+	for _, size := range sizes {
+		n += size
+	}
+	return n
+}
+
+var manySizes = [][]int{{1}, {2}, {1, 1}, {1, 1, 1}, {3, 1}, {700, 1, 2, 900},
+	{1000, 1000, 1000, 1000, 1000, 700}}
+
+// Whatever the path: all chunks stand in order, and what the source is told to be stored
+// is. Three replicas acknowledge later than one.
+func TestChunks(t *testing.T) {
+	test := func(t *testing.T, s *stream.Stream, known bool) {
+		for _, sizes := range manySizes {
+			for _, open := range []bool{false, true} {
+				before := len(contents(t, s))
+				cursor := last(t, s)
+				if known {
+					cursor = acked(t, s)
+					before++
+				}
+				last := 0
+				at, err := s.AppendEach(t.Context(), cursor, chunks(sizes, open, func(stored int, at stream.Cursor) {
+					if stored < last {
+						t.Errorf("%v: %d are stored, and before there were %d", sizes, stored, last)
+					}
+					if last = stored; stored == 0 {
+						if at != cursor {
+							t.Errorf("%v: nothing is stored, and the cursor is %+v, not %+v", sizes, at, cursor)
+						}
+						return
+					}
+					if m, err := s.At(t.Context(), at.Seq); err != nil || m == nil || eventID(m) != ids(stored, 1)[0] || !at.Acked {
+						t.Errorf("%v: %d are said to be stored up to %+v, where %v stands (%v)", sizes, stored, at, m, err)
+					}
+				}))
+				if err != nil {
+					t.Fatalf("%v: %v", sizes, err)
+				}
+				if at.Seq != uint64(before+sum(sizes)) || !at.Acked || at.Epoch != cursor.Epoch {
+					t.Errorf("%v behind %d messages ended at %+v", sizes, before, at)
+				}
+				if got := contents(t, s)[before:]; !slices.Equal(got, ids(1, sum(sizes))) {
+					t.Fatalf("%v: the stream holds %d messages in another order, or other ones", sizes, len(got))
+				}
+			}
+		}
+	}
+	for _, known := range []bool{false, true} {
+		t.Run(fmt.Sprintf("acked=%v", known), func(t *testing.T) {
+			onEachPath(t, func(t *testing.T, s *stream.Stream, _ jetstream.JetStream) { test(t, s, known) })
+		})
+	}
+	t.Run("three replicas", func(t *testing.T) {
+		c := natstest.StartCluster(t, 3)
+		test(t, open(t, connect(t, c.URL()), stream.Config{New: stream.NewStream{Replicas: 3}}), true)
+	})
+	t.Run("shared", func(t *testing.T) {
+		srv := natstest.Start(t)
+		natstest.CreateStream(t, srv.JetStream(), jetstream.StreamConfig{Name: "ALL", Subjects: []string{"zulip.>"},
+			AllowAtomicPublish: true})
+		test(t, open(t, connect(t, srv.URL), stream.Config{}), true)
+	})
+}
+
+// By fast ingest all chunks are one batch: the server is never waited for in between.
+func TestChunksAreOneBatch(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		s, proxy, _ := behind(t, stream.Config{Path: stream.PathFast})
+		cursor := acked(t, s)
+		var starts, commits, ends atomic.Int32
+		proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
+			for suffix, n := range map[string]*atomic.Int32{".0.$FI": &starts, ".2.$FI": &commits, ".3.$FI": &ends} {
+				if strings.HasSuffix(p.Reply, suffix) {
+					n.Add(1)
+				}
+			}
+			return natstest.Pass
+		})
+		if _, err := s.AppendEach(t.Context(), cursor, chunks([]int{1, 400, 1, 30}, open, nil)); err != nil {
+			t.Fatal(err)
+		}
+		got, want := [3]int32{starts.Load(), commits.Load(), ends.Load()}, [3]int32{1, 1, 0}
+		if open {
+			want = [3]int32{1, 0, 1}
+		}
+		if got != want {
+			t.Errorf("open=%v: batches begun, committed by a message, and by an end: %v, want %v", open, got, want)
+		}
+	}
+}
+
+// Far away too, where one chunk goes better in an atomic batch: of two round trips for
+// each chunk only those of the whole are left.
+func TestChunksFarAway(t *testing.T) {
+	s, proxy, _ := behind(t, stream.Config{})
+	cursor := acked(t, s)
+	proxy.Delay(10 * time.Millisecond)
+	if _, err := s.AppendEach(t.Context(), cursor, chunks([]int{10, 10}, false, nil)); err != nil {
+		t.Fatal(err)
+	}
+	for seq := cursor.Seq + 1; seq <= cursor.Seq+20; seq++ {
+		m, err := s.At(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Header["Nats-Batch-Id"] != nil {
+			t.Fatalf("message %d went in an atomic batch", seq)
+		}
+	}
+}
+
+// A message of somebody else between two chunks ends the write there, on each path.
+func TestForeignMessageBetweenChunks(t *testing.T) {
+	onEachPath(t, func(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
+		cursor, asked := acked(t, s), 0
+		source := chunks([]int{5, 5, 5}, true, nil)
+		_, err := s.AppendEach(t.Context(), cursor, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+			if asked++; asked == 2 {
+				natstest.Eventually(t, "the first chunk", func() bool { return count(t, js, s.Name()) == 6 })
+				publish(t, js, "zulip.acme.message")
+			}
+			return source(stored, at)
+		})
+		want(t, err, stream.Refused)
+		if got := contents(t, s); !slices.Equal(got, append(ids(0, 6), "foreign")) {
+			t.Errorf("the stream holds %v", got)
+		}
+	})
+}
+
+// What does not fit is found before anything of its chunk is sent, and what was sent before
+// is stored.
+func TestChunkThatDoesNotFit(t *testing.T) {
+	onEachPath(t, func(t *testing.T, s *stream.Stream, js jetstream.JetStream) {
+		cursor, asked := acked(t, s), 0
+		source := chunks([]int{5, 5, 5}, true, nil)
+		_, err := s.AppendEach(t.Context(), cursor, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+			msgs, more := source(stored, at)
+			if asked++; asked == 2 {
+				msgs[4].Data = make([]byte, 2<<20)
+			}
+			return msgs, more
+		})
+		want(t, err, stream.TooLarge)
+		natstest.Eventually(t, "the first chunk", func() bool { return count(t, js, s.Name()) == 6 })
+		// The next write is refused until the stream was read again, or stands behind them.
+		if _, err := s.Append(t.Context(), last(t, s), messages(6, 5)); err != nil {
+			t.Fatal(err)
+		}
+		if got := contents(t, s); !slices.Equal(got, ids(0, 11)) {
+			t.Errorf("the stream holds %v", got)
+		}
+	})
+}
+
+// The connection drops while the next chunk is made.
+func TestDisconnectBetweenChunks(t *testing.T) {
+	for _, path := range paths {
+		t.Run(string(path), func(t *testing.T) {
+			s, proxy, _ := behind(t, stream.Config{Path: path})
+			cursor, asked := acked(t, s), 0
+			source := chunks([]int{5, 5, 5}, true, nil)
+			_, err := s.AppendEach(t.Context(), cursor, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+				if asked++; asked == 2 {
+					proxy.CutAll()
+				}
+				return source(stored, at)
+			})
+			if kind := kindOf(err); kind != stream.Unclear && kind != stream.Unavailable {
+				t.Errorf("the error is %v", err)
+			}
+			got := contents(t, s)
+			if !slices.Equal(got, ids(0, len(got))) || len(got) > 6 {
+				t.Errorf("the stream holds %v", got)
+			}
+		})
+	}
+}
