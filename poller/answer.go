@@ -15,11 +15,10 @@ import (
 )
 
 const (
-	// maxBatch bounds the events of one batch.
+	// maxBatch bounds the events of one batch, unless Client.MaxBatch does.
 	maxBatch = 1000
 	// firstWindow is the size of the buffer that an answer is read into at first,
-	// maxWindow what it may grow to in order to gather more events in a batch (design,
-	// section 3, allows 8 MiB; two are as fast and leave more room to others). Only a
+	// maxWindow what it may grow to in order to gather more events in a batch. Only a
 	// single event larger than that makes it grow further.
 	firstWindow, maxWindow = 64 << 10, 2 << 20
 	// maxEvent is the size up to which an event is kept whole, unless Client.maxEvent
@@ -30,6 +29,8 @@ const (
 	// linger is how long an event that is here waits for others that are still on their
 	// way.
 	linger = time.Second
+	// moment is how long Poller.Soon waits.
+	moment = 100 * time.Millisecond
 	// maxField bounds what is kept of a plain member of an answer, msg say.
 	maxField = 4 << 10
 )
@@ -43,6 +44,7 @@ type answer struct {
 	came     time.Time // when it began
 	patience time.Duration
 	limit    int    // largest event kept whole
+	most     int    // events of a batch
 	asked    string // method and path
 	rate     rate
 	scrub    func(string) string // takes the key out of texts
@@ -112,7 +114,7 @@ type list struct {
 // newAnswer takes over the body of a 200. Close must be called; it calls cancel, which
 // must make a read of the body fail.
 func newAnswer(body io.ReadCloser, gzipped bool, cancel context.CancelCauseFunc) *answer {
-	a := &answer{cancel: cancel, list: list{key: "events"}}
+	a := &answer{cancel: cancel, list: list{key: "events"}, most: maxBatch}
 	a.pump = startPump(body, gzipped)
 	a.silence, a.lingering = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	a.silence.Stop()
@@ -148,7 +150,11 @@ var errClosed = errors.New("the answer was closed")
 // the answer's end, but not longer than about a second once there is one event. At the
 // end of the answer the batch may be empty and a.done is set. An error is the context's,
 // or a *trouble: the answer was cut short, fell silent, or is none.
-func (a *answer) Next(ctx context.Context) (*Batch, error) {
+func (a *answer) Next(ctx context.Context) (*Batch, error) { return a.next(ctx, 0) }
+
+// next is Next, but waits no longer than most, if that is not 0; then the batch may be
+// empty too.
+func (a *answer) next(ctx context.Context, most time.Duration) (*Batch, error) {
 	a.batch = Batch{Events: a.batch.Events[:0], More: true}
 	a.bytes = 0
 	if a.err != nil {
@@ -157,7 +163,10 @@ func (a *answer) Next(ctx context.Context) (*Batch, error) {
 	a.silence.Reset(a.patience)
 	defer a.silence.Stop()
 	defer a.lingering.Stop()
-	lingering := false
+	lingering := most > 0
+	if lingering {
+		a.lingering.Reset(most)
+	}
 	for {
 		a.parse()
 		if a.result != "" && a.result != "success" {
@@ -209,7 +218,7 @@ func (a *answer) Next(ctx context.Context) (*Batch, error) {
 }
 
 // full reports whether the batch is.
-func (a *answer) full() bool { return len(a.batch.Events) >= maxBatch || a.bytes >= maxWindow }
+func (a *answer) full() bool { return len(a.batch.Events) >= a.most || a.bytes >= maxWindow }
 
 // makeRoom sees to it that something can be read into the window, and reports whether it
 // can. It cannot while events of the batch lie in the window and fill it.

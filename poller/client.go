@@ -1,6 +1,7 @@
 package poller
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/tls"
@@ -38,6 +39,8 @@ type Client struct {
 	// Seen is shown the head of each response: what it says of time, limits and TLS. It
 	// must not touch the body. Nil: nobody looks.
 	Seen func(*http.Response)
+	// MaxBatch is how many events a batch has at most; 0: 1,000.
+	MaxBatch int
 	// maxEvent is the size up to which an event is kept whole, in bytes; 0: maxEvent,
 	// at least 8 KiB.
 	maxEvent int
@@ -238,6 +241,7 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 	if c.maxEvent == 0 {
 		a.limit = maxEvent
 	}
+	a.most = cmp.Or(c.MaxBatch, maxBatch)
 	a.scan.words = &c.words
 	a.scrub = c.scrub
 	return a, nil

@@ -80,7 +80,7 @@ const (
 	RecipientDirect                   // people: direct messages
 )
 
-// Batch is a part of one answer: at most 1,000 events or 8 MiB (one event may be larger
+// Batch is a part of one answer: at most 1,000 events or 2 MiB (one event may be larger
 // by itself).
 type Batch struct {
 	Events []Event
@@ -147,21 +147,41 @@ type Poller struct {
 // ever accepted; a [*ConfigError]; or ctx's.
 func (p *Poller) Next(ctx context.Context, at Position) (*Batch, error) {
 	for {
-		if a := p.answer; a == nil || a.done || a.at.Queue != at.Queue || a.last != at.Last {
+		if !p.inHand(at) {
 			// If the power fails here, Zulip may have forgotten everything up to at, and
 			// nothing more.
 			if err := p.ask(ctx, at, false); err != nil {
 				return nil, err
 			}
 		}
-		b, err := p.read(ctx, false)
+		b, err := p.read(ctx, 0, false)
 		if err != nil {
 			return nil, err
 		}
-		if b != nil && (len(b.Events) > 0 || b.Waited) {
+		// The events of an answer may have ended with the batch before.
+		if b != nil && (len(b.Events) > 0 || b.Waited && p.answer.count == 0) {
 			return b, nil
 		}
 	}
+}
+
+// Soon is Next for the rest of the answer in hand: it asks Zulip for nothing, and waits a
+// moment only. So the batch may be empty, and is where nothing is left.
+func (p *Poller) Soon(ctx context.Context, at Position) *Batch {
+	if !p.inHand(at) {
+		return &Batch{}
+	}
+	b, err := p.read(ctx, moment, false)
+	if err != nil || b == nil {
+		return &Batch{}
+	}
+	return b
+}
+
+// inHand says whether an answer is that goes on behind at.
+func (p *Poller) inHand(at Position) bool {
+	a := p.answer
+	return a != nil && !a.done && a.at.Queue == at.Queue && a.last == at.Last
 }
 
 // Probe polls once without waiting and acknowledges nothing that Next would not: is the
@@ -175,7 +195,7 @@ func (p *Poller) Probe(ctx context.Context, at Position) error {
 		if err := p.ask(ctx, at, true); err != nil {
 			return err
 		}
-		b, err := p.read(ctx, true) // a 200 may still be a page of HTML
+		b, err := p.read(ctx, 0, true) // a 200 may still be a page of HTML
 		if err != nil {
 			return err
 		}
@@ -206,7 +226,7 @@ func (p *Poller) Drain(ctx context.Context, at Position, each func(*Batch) error
 			return err
 		}
 		for p.answer != nil {
-			b, err := p.read(ctx, true)
+			b, err := p.read(ctx, 0, true)
 			switch {
 			case err != nil:
 				return err
@@ -225,10 +245,10 @@ func (p *Poller) Drain(ctx context.Context, at Position, each func(*Batch) error
 	}
 }
 
-// read takes the next batch of the answer in hand. No batch and no error: the answer
-// broke, and is gone.
-func (p *Poller) read(ctx context.Context, drain bool) (*Batch, error) {
-	b, err := p.answer.Next(ctx)
+// read takes the next batch of the answer in hand (see [answer.next]). No batch and no
+// error: the answer broke, and is gone.
+func (p *Poller) read(ctx context.Context, most time.Duration, drain bool) (*Batch, error) {
+	b, err := p.answer.next(ctx, most)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -66,6 +66,78 @@ func TestPieces(t *testing.T) {
 	})
 }
 
+// An answer to a poll that waited ends where a piece ends: that is no poll without events.
+func TestAnswerThatEndsWithAPiece(t *testing.T) {
+	for _, soon := range []bool{false, true} {
+		bubble(t, nil, func(t *testing.T, w *world) {
+			w.Client.MaxBatch = 2
+			w.register()
+			time.AfterFunc(10*time.Second, func() {
+				w.sim.FillAnswer(w.at.Queue, 4,
+					func(dst []byte, id int64) []byte { return fmt.Appendf(dst, `{"type":"presence","id":%d}`, id) })
+			})
+			w.next()
+			if soon {
+				b := w.Soon(t.Context(), w.at)
+				if len(b.Events) != 2 || !b.More {
+					t.Fatalf("the rest is %+v", b)
+				}
+				w.at.Last = b.Events[1].ID
+				if b = w.Soon(t.Context(), w.at); len(b.Events) > 0 || b.More || !b.Waited {
+					t.Errorf("behind it comes %+v", b)
+				}
+				if b = w.Soon(t.Context(), w.at); len(b.Events) > 0 || b.More || b.Waited {
+					t.Errorf("and then %+v", b)
+				}
+			} else {
+				w.next()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if b, err := w.Next(ctx, w.at); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the next poll ends with %+v, %v", b, err)
+			}
+		})
+	}
+}
+
+// Soon asks nobody and waits for nothing: the rest of an answer that is not there, or one
+// that was asked for elsewhere, is none.
+func TestSoon(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.Client.MaxBatch = 2
+		w.register()
+		if b := w.Soon(t.Context(), w.at); len(b.Events) > 0 || b.More {
+			t.Errorf("without an answer: %+v", b)
+		}
+		w.send(7)
+		w.sim.Fault(zulipsim.Fault{On: zulipsim.Events, Times: 1, Trickle: 1500, TricklePause: 20 * time.Second})
+		w.next()
+		polls, began := w.tap.count(), time.Now()
+		if b := w.Soon(t.Context(), Position{w.at.Queue, w.at.Last - 1}); len(b.Events) > 0 || b.More {
+			t.Errorf("from where the answer does not go on: %+v", b)
+		}
+		for range 20 {
+			b := w.Soon(t.Context(), w.at)
+			if len(b.Events) > 0 {
+				w.at.Last = b.Events[len(b.Events)-1].ID
+			}
+			if !b.More {
+				t.Errorf("at event %d nothing is to come", w.at.Last)
+			}
+		}
+		if took := time.Since(began); took > 20*time.Second || w.tap.count() != polls || w.at.Last > 3 {
+			t.Errorf("it took %v and %d polls, up to event %d", took, w.tap.count()-polls, w.at.Last)
+		}
+		for w.at.Last < 6 {
+			w.next()
+		}
+		if w.tap.count() != polls {
+			t.Errorf("%d polls for one answer", w.tap.count()-polls+1)
+		}
+	})
+}
+
 func TestRefusals(t *testing.T) {
 	bubble(t, func(s *zulipsim.Server) {
 		s.Tolerate = []zulipsim.Complaint{zulipsim.AckNotDelivered, zulipsim.AckPruned, zulipsim.AckNotStored}
