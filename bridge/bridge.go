@@ -27,6 +27,9 @@
 //	   │           └ nothing stored, nothing acknowledged: Zulip sends the same bytes again.
 //	   └ Zulip has forgotten what is at or below `at`, all of which is stored.
 //
+// Several batches of one answer may be on their way at once (store.go): `at` moves when all
+// of them are acknowledged.
+//
 // The loss of a queue is a walk through phases (resume.go), each begun by a write:
 // gap-opened, then register, then the queue's record, then refilled messages, then
 // gap-closed. A crash finds its phase in the newest message.

@@ -41,7 +41,8 @@ func (b *Bridge) changeOver(ctx context.Context, why string) error {
 		for i := range batch.Events {
 			largest = max(largest, batch.Events[i].MessageID)
 		}
-		return b.store(ctx, batch)
+		_, err := b.store(ctx, batch, nil)
+		return err
 	})
 	if err != nil {
 		b.discard(ctx, r.QueueID) // its record was never sent

@@ -422,16 +422,21 @@ type cutOff struct {
 	next, down atomic.Bool
 }
 
-func (c *cutOff) Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error) {
+func (c *cutOff) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
 	if c.down.Load() {
 		return after, &stream.Error{Kind: stream.Unavailable, Err: errors.New("not connected")}
 	}
-	if c.next.Load() && len(msgs) == 1 && strings.Contains(string(msgs[0].Data), `"why":"options changed"`) {
-		_, _ = c.Stream.Append(ctx, after, msgs)
+	cut := false
+	at, err := c.Stream.AppendEach(ctx, after, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+		msgs, more := source(stored, at)
+		cut = c.next.Load() && len(msgs) == 1 && strings.Contains(string(msgs[0].Data), `"why":"options changed"`)
+		return msgs, more
+	})
+	if cut {
 		c.down.Store(true)
 		return after, &stream.Error{Kind: stream.Unclear, Err: errors.New("no answer")}
 	}
-	return c.Stream.Append(ctx, after, msgs)
+	return at, err
 }
 
 func (c *cutOff) Last(ctx context.Context) (stream.Cursor, *stream.Stored, error) {

@@ -80,15 +80,6 @@ func (b *Bridge) eraseAgain() {
 	b.erasing.due, b.erasing.known, b.erasing.ended = b.cfg.EraseDeleted, false, 0
 }
 
-// deletes takes note of a delete_message event that was stored.
-func (e *erasing) deletes(entries []entry) {
-	for i := range entries {
-		for _, h := range entries[i].msg.Headers {
-			e.due = e.due || h.Key == events.HeaderEventType && h.Value == "delete_message"
-		}
-	}
-}
-
 // erase does what is due of it, for a while. What the server does not carry out is told,
 // and tried again later: no event waits for it. The error is what ends or begins anew any
 // other step.

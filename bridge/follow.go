@@ -99,13 +99,13 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 			return errMoved
 		}
 		b.losses = 0
+		if batch, err = b.store(ctx, batch, b.poller.Soon); err != nil {
+			return err
+		}
 		if !batch.More {
 			if busy++; batch.Waited {
 				busy = 0
 			}
-		}
-		if err := b.store(ctx, batch); err != nil {
-			return err
 		}
 		if account := b.account(); b.record.Account != account {
 			// Zulip knows the account by another name: the queue was found to be its own.

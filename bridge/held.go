@@ -33,10 +33,15 @@ func (b *Bridge) mayHold(id int64) bool {
 // or from the queue before.
 func (b *Bridge) holds(id int64) bool { return b.mayHold(id) && b.held.has(id) }
 
+// lacksHeld says whether that has to be read first.
+func (b *Bridge) lacksHeld(batch []poller.Event) bool {
+	return b.held == nil && slices.ContainsFunc(batch, func(ev poller.Event) bool { return b.mayHold(ev.MessageID) })
+}
+
 // loadHeld reads which messages the stream held before this queue's first poll, if one of
 // these events may be among them.
 func (b *Bridge) loadHeld(ctx context.Context, batch []poller.Event) error {
-	if b.held != nil || !slices.ContainsFunc(batch, func(ev poller.Event) bool { return b.mayHold(ev.MessageID) }) {
+	if !b.lacksHeld(batch) {
 		return nil
 	}
 	held, r := &heldSet{}, b.record

@@ -103,9 +103,9 @@ func (s *snaredStream) Last(ctx context.Context) (stream.Cursor, *stream.Stored,
 	return s.gated.Last(ctx)
 }
 
-func (s *snaredStream) Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error) {
+func (s *snaredStream) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
 	s.snare.pass("append")
-	return s.gated.Append(ctx, after, msgs)
+	return s.gated.AppendEach(ctx, after, source)
 }
 
 type snaredWire struct {

@@ -265,12 +265,17 @@ func placesSaid(ev *poller.Event) map[int64]subjects.Place {
 	return said
 }
 
+// lacksPlaces says whether one of these events needs places that were not read yet.
+func (b *Bridge) lacksPlaces(batch []poller.Event) bool {
+	return b.needsPlaces() && !b.place().loaded &&
+		slices.ContainsFunc(batch, func(ev poller.Event) bool { return b.looksUp(&ev) })
+}
+
 // loadPlaces reads where the newest messages are that the stream holds, if one of these
 // events needs it: the headers say it, and by place the bodies of edits. What a server
 // lacks that lags behind counts as not known, and so does what cannot be read in time.
 func (b *Bridge) loadPlaces(ctx context.Context, batch []poller.Event) error {
-	if !b.needsPlaces() || b.place().loaded ||
-		!slices.ContainsFunc(batch, func(ev poller.Event) bool { return b.looksUp(&ev) }) {
+	if !b.lacksPlaces(batch) {
 		return nil
 	}
 	known := b.place()

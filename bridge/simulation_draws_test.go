@@ -42,7 +42,7 @@ func (d *tally) count(what string) {
 var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
-	`an object store with a limit|CloudEvents|subjects by place|by place.channel|by place.direct|by place.none|by place, looked up|moved to another channel|something sent while registering|what is deleted is erased|`+
+	`an object store with a limit|CloudEvents|subjects by place|answers in pieces|by place.channel|by place.direct|by place.none|by place, looked up|moved to another channel|something sent while registering|what is deleted is erased|`+
 	`edited message|deleted message|deleted together|an answer to a poll|a deletion that the stream tells|`+
 	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|`+
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
@@ -373,6 +373,10 @@ func (w *world) setUpStream() {
 	if w.zulip.Seed%3 == 0 { // by the seed itself, so that all other draws stay what they were
 		w.drew("subjects by place")
 		w.realm = w.realm.By(subjects.ByPlace)
+	}
+	if n := w.zulip.Seed % 5; n < 3 {
+		w.drew("answers in pieces")
+		w.maxBatch = 1 + int(n)
 	}
 	if w.one(5) {
 		w.limit(&w.jet.Settings)

@@ -84,6 +84,7 @@ type world struct {
 	instances []*instance
 	options   poller.Options
 	state     []poller.Section     // what the instances started from now on ask for
+	maxBatch  int                  // events that are read of an answer at a time; 0: the usual
 	configure func(*bridge.Config) // what differs from the usual, for instances started from now on
 
 	mu      sync.Mutex // guards what follows: requests of the bridge ask for it at any time
@@ -272,6 +273,7 @@ func (i *instance) start() {
 	p := &poller.Poller{Options: w.options, State: w.state, Log: log, Client: &poller.Client{
 		Account:   func() (poller.Account, error) { return w.zuliprc(), nil },
 		Transport: &wire{next: client.Transport, of: i, life: life},
+		MaxBatch:  w.maxBatch,
 	}}
 	jet := &gated{Client: w.jet.Client(life), gate: &i.gate}
 	cfg := bridge.Config{Realm: w.realm, Site: account.Site, Account: account.Email, Poller: p, Writer: name, Log: log,
@@ -470,9 +472,12 @@ func (c *gated) Scan(ctx context.Context, subject string, from stream.Start, unt
 	return c.Client.Scan(ctx, subject, from, until, headersOnly, f)
 }
 
-func (c *gated) Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error) {
+func (c *gated) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
 	defer c.pass()()
-	return c.Client.Append(ctx, after, msgs)
+	return c.Client.AppendEach(ctx, after, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+		c.gate.pass()
+		return source(stored, at)
+	})
 }
 
 func (c *gated) Info(ctx context.Context) (stream.Info, error) {

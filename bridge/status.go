@@ -118,7 +118,8 @@ type Counters struct {
 	// Errors are requests that failed. The kinds of NATS and the object store are those
 	// of [stream.Kind], and away (the connection is down), settings, other.
 	Errors map[Error]uint64
-	// Writes are the batches that the stream has acknowledged, by how long that took.
+	// Writes are those that the stream has acknowledged, by how long that took since the
+	// last message of each had left.
 	Writes Durations
 }
 

@@ -1,42 +1,116 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"slices"
+	"strings"
+	"time"
 
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 )
 
-// store puts a batch in the stream, in order, and returns when all of it is there.
-// errMoved: the stream has to be read again, because somebody else wrote, or because it
-// lost what it held. A stop gives what is under way a little time, and then ends it: what
-// was not stored was not acknowledged either.
-func (b *Bridge) store(ctx context.Context, batch *poller.Batch) error {
-	ctx, cancel := b.graceful(ctx)
+// writeMost is how long a write goes on taking in what follows in an answer. Then it is
+// seen to be stored, and all that is due besides gets its turn.
+const writeMost = 500 * time.Millisecond
+
+// store puts a batch in the stream, in order, and what [poller.Poller.Soon] gives behind
+// it (soon; nil: nothing), and returns when all of it is there: the last batch, with what
+// it says of the answer. errMoved: the stream has to be read again, because somebody else
+// wrote, or because it lost what it held. A stop gives what is under way a little time,
+// and then ends it: what was not stored was not acknowledged either.
+func (b *Bridge) store(stop context.Context, batch *poller.Batch,
+	soon func(context.Context, poller.Position) *poller.Batch) (*poller.Batch, error) {
+	ctx, cancel := b.graceful(stop)
 	defer cancel()
-	entries, err := b.messages(ctx, batch.Events)
-	if err == nil {
-		err = b.append(ctx, entries, phasePoll, nil)
-	}
-	if err != nil {
-		if slices.ContainsFunc(batch.Events, func(ev poller.Event) bool { return ev.Type == "update_message" }) {
-			b.places = nil // the batch may be asked for again, and it is in front of its own edits then
+	w := &intake{Bridge: b, ctx: ctx, stop: stop, soon: soon, began: time.Now(),
+		batch: batch, waits: true, largest: b.largest}
+	for w.waits {
+		entries, err := w.encode(b.known)
+		if err == nil {
+			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w.more), w.err)
 		}
-		return err
+		if err != nil {
+			if w.edits {
+				b.places = nil // they may be asked for again, and what is known is ahead of them then
+			}
+			return nil, err
+		}
 	}
-	b.erasing.deletes(entries)
-	for i := range batch.Events {
-		b.largest = max(b.largest, batch.Events[i].MessageID)
-	}
-	return nil
+	b.largest = w.largest
+	b.erasing.due = b.erasing.due || w.deletes
+	return w.batch, nil
 }
 
-// messages turns events into what is stored for them. An event that needs nothing new in
-// the stream leaves nothing. What has to wait for NATS waits here: which messages the
-// stream held, and the object store.
-func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, error) {
+// intake is a write under way that takes in one batch of an answer after the other.
+type intake struct {
+	*Bridge
+	ctx, stop context.Context
+	soon      func(context.Context, poller.Position) *poller.Batch
+	began     time.Time
+
+	batch *poller.Batch // the last that was taken
+	waits bool          // it is still to be encoded
+	at    poller.Position
+	err   error // why one could not be encoded
+
+	// Of all of them.
+	largest        int64
+	edits, deletes bool
+}
+
+// encode turns the batch into what is stored for it behind a position.
+func (w *intake) encode(at poller.Position) ([]entry, error) {
+	w.waits = false
+	for i := range w.batch.Events {
+		ev := &w.batch.Events[i]
+		w.largest = max(w.largest, ev.MessageID)
+		w.edits = w.edits || ev.Type == "update_message"
+		w.deletes = w.deletes || ev.Type == "delete_message"
+	}
+	entries, err := w.messages(w.ctx, at, w.batch.Events)
+	if w.at = at; len(entries) > 0 {
+		w.at = entries[len(entries)-1].after
+	}
+	return entries, err
+}
+
+// more gives what follows while what came before is on its way: nothing where it is time
+// to see that stored. If the power fails here, some of it may be: the newest message says
+// how much.
+func (w *intake) more() (entries []entry) {
+	if w.soon == nil || w.waits || w.err != nil || !w.batch.More || w.stop.Err() != nil || w.leading() != nil ||
+		w.recheckDue() || time.Since(w.began) > writeMost || time.Until(w.apart) > 0 {
+		return nil
+	}
+	w.batch = w.soon(w.stop, w.at)
+	if w.waits = w.asksNATS(w.batch.Events); w.waits {
+		return nil
+	}
+	entries, w.err = w.encode(w.at)
+	return entries
+}
+
+// asksNATS says whether something has to be asked of NATS before these events can be
+// stored: that may take long, and what is under way is seen to be stored before.
+func (b *Bridge) asksNATS(batch []poller.Event) bool {
+	m := stream.Message{Subject: b.onMessages, Headers: []stream.Header{{Value: widestHeaders}}}
+	for i := range batch {
+		if raw := batch[i].Raw; len(raw) > len(m.Data) {
+			m.Data = raw
+		}
+	}
+	return b.lacksHeld(batch) || b.lacksPlaces(batch) || !b.stream.Fits(&m)
+}
+
+// widestHeaders is more than the headers of an event take.
+var widestHeaders = strings.Repeat(" ", 4<<10)
+
+// messages turns events behind a position into what is stored for them. An event that
+// needs nothing new in the stream leaves nothing. What has to wait for NATS waits here:
+// which messages the stream held, and the object store.
+func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []poller.Event) ([]entry, error) {
 	if err := b.loadHeld(ctx, batch); err != nil {
 		return nil, err
 	}
@@ -45,7 +119,6 @@ func (b *Bridge) messages(ctx context.Context, batch []poller.Event) ([]entry, e
 	}
 	entries := make([]entry, 0, len(batch))
 	headers := make([]stream.Header, 0, 10*len(batch))
-	at := b.known
 	var run exclusion
 	record := func() error {
 		if run.count == 0 {

@@ -27,7 +27,7 @@ type Stream interface {
 	Next(ctx context.Context, subject string, seq uint64) (*stream.Stored, error)
 	Scan(ctx context.Context, subject string, from stream.Start, until uint64, headersOnly bool,
 		f func(*stream.Stored) error) error
-	Append(ctx context.Context, after stream.Cursor, msgs []stream.Message) (stream.Cursor, error)
+	AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error)
 	Fits(m *stream.Message) bool
 	Purge(ctx context.Context, subject string, below uint64) error
 	PutObject(ctx context.Context, name string, data []byte) error
@@ -89,6 +89,9 @@ type tail struct {
 	maybeAt uint64
 	foreign string
 	below   below
+	// Until then a write takes nothing in behind what it began with, because one that did
+	// has failed.
+	apart time.Time
 
 	// When the stream's settings were last read, and what Edited said then.
 	checked time.Time
@@ -116,6 +119,10 @@ func notLeader(l Lease) error {
 	}
 	return errNotLeader
 }
+
+// apartFor is how long nothing is taken in behind a write after one has failed that did:
+// Zulip is asked again for what followed, which may be much.
+const apartFor = time.Minute
 
 // stopGrace is how long a write that is under way at a stop may take to be settled.
 const stopGrace = 3 * time.Second
@@ -259,10 +266,14 @@ func (t *tail) check(ctx context.Context) error {
 // recheck reads the stream's settings again if they may have changed since they were read
 // last.
 func (t *tail) recheck(ctx context.Context) error {
-	if t.edited == t.stream.Edited() && time.Since(t.checked) < checkEvery {
+	if !t.recheckDue() {
 		return nil
 	}
 	return t.check(ctx)
+}
+
+func (t *tail) recheckDue() bool {
+	return t.edited != t.stream.Edited() || time.Since(t.checked) >= checkEvery
 }
 
 // storedMessages gives see the headers of all messages that the stream holds from a
@@ -328,13 +339,23 @@ func (t *tail) add(ctx context.Context, in phase, entries ...entry) error {
 // append stores entries behind what is known, settling every unclear answer by reading
 // the stream (the reconcile table of the design). The entries belong to a phase: if the
 // stream is found in another one, or our newest message is another than the one that they
-// follow from, somebody moved on. What others write in between changes nothing. It is the
-// only way by which anything of ours gets into the stream.
+// follow from, somebody moved on. What others write in between changes nothing.
 //
 // Behind a message of others a record comes first, always: it is what a start looks for
 // (belowOthers).
 func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *uint64) error {
-	refusals := 0
+	return t.appendEach(ctx, entries, in, follows, nil)
+}
+
+// appendEach is append for entries that others may follow: while the first are on their
+// way, more is asked for what comes next, until there is nothing. It is the only way by
+// which anything of ours gets into the stream. What more has given cannot be sent twice,
+// since the bytes of events are the poller's again by then: if that fails, and what stands
+// of it is known, errMoved says to ask Zulip again from there. more must not write to the
+// stream.
+func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follows *uint64,
+	more func() []entry) error {
+	refusals, followed := 0, false
 	t.maybe = false
 	for wait := newRetry(); len(entries) > 0; {
 		if err := t.leading(); err != nil {
@@ -352,7 +373,9 @@ func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *u
 			if follows != nil && n == 0 && newest != *follows {
 				return errMoved
 			}
-			entries = entries[n:]
+			if entries = entries[n:]; followed && len(entries) > 0 {
+				return errMoved
+			}
 			if n > 0 || t.cursor.Seq != before.Seq {
 				refusals, wait = 0, newRetry()
 			}
@@ -365,19 +388,40 @@ func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *u
 			}
 			entries = append([]entry{kept}, entries...)
 		}
-		msgs := make([]stream.Message, len(entries))
-		for i := range entries {
-			msgs[i] = entries[i].msg
-		}
-		began := time.Now()
-		cursor, err := t.stream.Append(ctx, t.cursor, msgs)
+		var began time.Time // when the last of them left
+		var msgs []stream.Message
+		sent, done := false, 0
+		cursor, err := t.stream.AppendEach(ctx, t.cursor, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+			if n := stored - done; n > 0 {
+				t.moved(at, entries[:n], at.Seq)
+				entries, done = entries[n:], stored
+			}
+			chunk := entries
+			if sent {
+				if chunk = more(); len(chunk) == 0 {
+					return nil, false
+				}
+				entries, followed = append(entries, chunk...), true
+			}
+			msgs = msgs[:0]
+			for i := range chunk {
+				msgs = append(msgs, chunk[i].msg)
+			}
+			began, sent = time.Now(), true
+			return msgs, more != nil
+		})
 		if err == nil {
 			t.report.now.Counters.Writes.add(time.Since(began)) // shown with what was stored
-			t.moved(cursor, entries, cursor.Seq)
+			if len(entries) > 0 {
+				t.moved(cursor, entries, cursor.Seq)
+			}
 			t.outage.over(t.log)
 			return nil
 		}
 		t.cursorOK = false
+		if followed {
+			t.apart = time.Now().Add(apartFor)
+		}
 		e, _ := errors.AsType[*stream.Error](err)
 		if e == nil || e.Kind == stream.Unclear {
 			t.maybe, t.maybeAt = true, t.cursor.Seq
@@ -393,7 +437,9 @@ func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *u
 			if err := t.check(ctx); err != nil {
 				return err
 			}
-			return errMoved
+			if !followed {
+				return errMoved
+			}
 		case e != nil && e.Kind == stream.Refused:
 			if others, news := t.refused.Set(fmt.Sprint(e.Kind, e.Code), e.Error()); news {
 				logevent.WriteRefused.Info(t.log).Err(e).Int("others_since", others).

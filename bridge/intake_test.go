@@ -1,0 +1,160 @@
+package bridge_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"zulip-nats/stream"
+	"zulip-nats/stream/model"
+	"zulip-nats/zulipsim"
+)
+
+// An answer is read piece by piece, and each piece is on its way to the stream before it is
+// known that those in front of it have arrived. The simulation does that in three of five
+// worlds; these are the courses with a reason of their own.
+
+// backlog gives the instance an answer of n messages at once, read in pieces of two, and
+// calls f where these wait at Zulip.
+func (w *world) backlog(one *instance, n int, f func()) {
+	w.t.Helper()
+	w.maxBatch = 2
+	one.follows(1)
+	one.gate.close()
+	w.say(1) // ends the poll that waits
+	time.Sleep(time.Second)
+	w.say(n)
+	f()
+}
+
+// polls counts the requests for events so far.
+func (w *world) polls() (n int) {
+	for _, r := range w.zulip.Requests() {
+		if r.Kind == zulipsim.Events {
+			n++
+		}
+	}
+	return n
+}
+
+// An answer that ends where a piece ends is no sign that somebody else polls the queue.
+func TestAnswerThatEndsWithAPiece(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		var log bytes.Buffer
+		w.log = zerolog.New(&log)
+		w.backlog(one, 8, func() {})
+		before := w.polls()
+		one.gate.open()
+		time.Sleep(500 * time.Millisecond)
+		if n := w.polls() - before; n != 2 { // that of the answer, and the one that waits
+			t.Errorf("%d polls for one answer, want 2", n)
+		}
+		if live, _ := w.origins(); live != 10 {
+			t.Errorf("%s, want 10", w.originsText())
+		}
+		one.stop()
+		if strings.Contains(log.String(), "polls this queue too") {
+			t.Errorf("the log speaks of another client:\n%s", log.String())
+		}
+	})
+}
+
+// Pieces in the middle of an answer are not stored, in part, or late, or that is not told.
+// Zulip is asked again from where the stream is, if it lacks any, and once: for a while
+// each piece is seen to be stored before the next one is read.
+func TestPieceThatIsNotStored(t *testing.T) {
+	for _, test := range []struct {
+		fault model.Fault
+		polls int
+	}{
+		{model.Fault{Deaf: true}, 2},
+		{model.Fault{Fail: stream.Unavailable}, 3},
+		{model.Fault{Fail: stream.Refused}, 3},
+		{model.Fault{Keep: 1}, 3},
+		{model.Fault{Deaf: true, Late: 3 * time.Second}, 3},
+	} {
+		story(t, func(w *world, one *instance) {
+			w.backlog(one, 40, func() {
+				writes := 0
+				w.jet.SetFaults(func(op string) (f model.Fault) {
+					if op == "append" {
+						if writes++; writes%5 == 0 {
+							f = test.fault
+						}
+					}
+					return f
+				})
+			})
+			before := w.polls()
+			one.gate.open()
+			time.Sleep(40 * time.Second)
+			if n := w.polls() - before; n != test.polls {
+				t.Errorf("%+v: %d polls, want %d: that of the answer, the one that waits, and else one that asks again",
+					test.fault, n, test.polls)
+			}
+			if live, _ := w.origins(); live != 42 {
+				t.Errorf("%+v: %s, want 42", test.fault, w.originsText())
+			}
+			w.jet.SetFaults(nil)
+			w.check()
+		})
+	}
+}
+
+// A later piece has an event too large for a message, and the object store takes nothing
+// for a while: what came before is seen to be stored, and no write stays open meanwhile.
+func TestLargeEventInALaterPiece(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.jet.MaxPayload = 9000
+		w.backlog(one, 5, func() {
+			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: strings.Repeat("large ", 1600)})
+			w.say(5)
+			w.jet.SetFaults(func(op string) (f model.Fault) {
+				if op == "put object" {
+					f.Fail = stream.Unavailable
+				}
+				return f
+			})
+		})
+		before := w.polls()
+		one.gate.open()
+		time.Sleep(30 * time.Second)
+		s := one.bridge.Status()
+		if live, _ := w.origins(); live != 6 || s.LastEventID != 5 {
+			t.Errorf("%s, and up to event %d are known to be stored, while the object store is waited for",
+				w.originsText(), s.LastEventID)
+		}
+		w.jet.SetFaults(nil)
+		time.Sleep(10 * time.Second)
+		if live, _ := w.origins(); live != 13 || len(w.jet.Objects()) != 1 {
+			t.Errorf("%s, %d objects; want 13 and one", w.originsText(), len(w.jet.Objects()))
+		}
+		if n := w.polls() - before; n != 2 {
+			t.Errorf("%d polls for one answer, want 2", n)
+		}
+		w.check()
+	})
+}
+
+// The rest of an answer comes slowly: what is there is seen to be stored before more of it
+// is waited for.
+func TestAnswerThatComesSlowly(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.backlog(one, 30, func() {
+			w.zulip.Fault(zulipsim.Fault{On: zulipsim.Events, Times: 1, Trickle: 4000, TricklePause: 20 * time.Second})
+		})
+		before := w.polls()
+		one.gate.open()
+		time.Sleep(5 * time.Second)
+		live, _ := w.origins()
+		if last := one.bridge.Status().LastEventID; live < 4 || last != int64(live)-1 || w.polls() != before+1 {
+			t.Errorf("%s, and up to event %d are known to be stored in the middle of the answer, after %d polls",
+				w.originsText(), last, w.polls()-before)
+		}
+		time.Sleep(5 * time.Minute)
+		w.check()
+	})
+}
