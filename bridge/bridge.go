@@ -161,12 +161,13 @@ type Bridge struct {
 	largest     int64         // the largest message id that this process stored
 	held        *heldSet      // messages that the stream held before this queue, read when first needed
 	places      *places       // where messages are, if that may have to be known
-	rejected    rejections    // what was rejected at this position without moving it
-	erasing     erasing       // of messages that were deleted
-	losses      int           // queues lost in a row, none of which answered a poll
-	leftovers   []leftover    // queues that may have to be deleted
-	dropped     []string      // the last of them that were
-	abandoned   string        // what the next gap that is closed has to tell besides
+	subjects    map[subjectKey]string
+	rejected    rejections // what was rejected at this position without moving it
+	erasing     erasing    // of messages that were deleted
+	losses      int        // queues lost in a row, none of which answered a poll
+	leftovers   []leftover // queues that may have to be deleted
+	dropped     []string   // the last of them that were
+	abandoned   string     // what the next gap that is closed has to tell besides
 	// recordsMade numbers our records, for their ids.
 	recordsMade int64
 	unlike      string // options that Zulip did not take at a change-over

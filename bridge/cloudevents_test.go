@@ -6,7 +6,6 @@ import (
 
 	"zulip-nats/events"
 	"zulip-nats/poller"
-	"zulip-nats/stream"
 	"zulip-nats/stream/model"
 	"zulip-nats/subjects"
 )
@@ -45,15 +44,15 @@ func TestCloudEvents(t *testing.T) {
 		want string
 	}{
 		{"an event", func(b *Bridge) (entry, error) {
-			e, _, err := b.encode(&poller.Event{ID: 7, HasID: true, Type: "stream", Op: "create"}, at, new([]stream.Header))
+			e, _, err := b.encode(&poller.Event{ID: 7, HasID: true, Type: "stream", Op: "create"}, at, newHeaderRoom(1))
 			return e, err
 		}, "id=q%251/7 type=com.zulip.stream.create"},
 		{"a message", func(b *Bridge) (entry, error) {
-			e, _, err := b.encode(&message, at, new([]stream.Header))
+			e, _, err := b.encode(&message, at, newHeaderRoom(1))
 			return e, err
 		}, "id=q%251/9 type=com.zulip.message time=2023-09-29T15:06:40Z subject=message/51"},
 		{"an op that does not end", func(b *Bridge) (entry, error) {
-			e, _, err := b.encode(&poller.Event{ID: 7, HasID: true, Type: "x", Op: long}, at, new([]stream.Header))
+			e, _, err := b.encode(&poller.Event{ID: 7, HasID: true, Type: "x", Op: long}, at, newHeaderRoom(1))
 			return e, err
 		}, "id=q%251/7 type=com.zulip.x." + strings.Repeat("%C3%BC", 64)},
 		{"from history", func(b *Bridge) (entry, error) {

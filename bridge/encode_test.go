@@ -6,7 +6,6 @@ import (
 
 	"zulip-nats/events"
 	"zulip-nats/poller"
-	"zulip-nats/stream"
 	"zulip-nats/stream/model"
 	"zulip-nats/subjects"
 )
@@ -64,11 +63,11 @@ func TestEncode(t *testing.T) {
 		b.record = &events.Queue{Held: &events.Held{UpToID: 50}}
 		b.held = &heldSet{ids: []int64{40, 41, 43, 99}}
 		if test.subject == "" {
-			if _, ok, err := b.encode(&test.event, at, new([]stream.Header)); !ok || err != nil {
+			if _, ok, err := b.encode(&test.event, at, newHeaderRoom(1)); !ok || err != nil {
 				t.Fatalf("%s: not stored at first: %v", test.name, err)
 			}
 		}
-		e, ok, err := b.encode(&test.event, at, new([]stream.Header))
+		e, ok, err := b.encode(&test.event, at, newHeaderRoom(1))
 		if err != nil {
 			t.Fatalf("%s: %v", test.name, err)
 		}

@@ -32,6 +32,7 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w.more), w.err)
 		}
 		if err != nil {
+			b.poller.Drop()
 			if w.edits {
 				b.places = nil // they may be asked for again, and what is known is ahead of them then
 			}
@@ -118,7 +119,7 @@ func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []polle
 		return nil, err
 	}
 	entries := make([]entry, 0, len(batch))
-	headers := make([]stream.Header, 0, 10*len(batch))
+	room := newHeaderRoom(len(batch))
 	var run exclusion
 	record := func() error {
 		if run.count == 0 {
@@ -140,20 +141,28 @@ func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []polle
 		if err := record(); err != nil { // before anything behind it says that we have come further
 			return nil, err
 		}
-		e, ok, err := b.encode(ev, at, &headers)
-		if ok && !e.isRecord() && !b.stream.Fits(&e.msg) {
-			e, err = b.claimCheck(ctx, e, itoa(ev.ID), phasePoll)
-			if errors.Is(err, errNotCarried) {
-				e, ok, err = b.rejection(ev, at, err.Error())
-			}
-		}
+		e, ok, err := b.encode(ev, at, room)
 		if err != nil {
 			return nil, err
 		}
-		if ok {
-			entries = append(entries, e)
-			at = e.after
+		if !ok {
+			continue
 		}
+		entries = append(entries, e)
+		if last := &entries[len(entries)-1]; !last.isRecord() && !b.stream.Fits(&last.msg) {
+			*last, err = b.claimCheck(ctx, *last, itoa(ev.ID), phasePoll)
+			if errors.Is(err, errNotCarried) {
+				*last, ok, err = b.rejection(ev, at, err.Error())
+			}
+			if err != nil {
+				return nil, err
+			}
+			if !ok {
+				entries = entries[:len(entries)-1]
+				continue
+			}
+		}
+		at = entries[len(entries)-1].after
 	}
 	if err := record(); err != nil {
 		return nil, err

@@ -190,7 +190,7 @@ func (p *Poller) inHand(at Position) bool {
 // answer that Next had begun: a Next from the same position asks anew, and Zulip sends
 // the same again.
 func (p *Poller) Probe(ctx context.Context, at Position) error {
-	defer p.drop()
+	defer p.Drop()
 	for {
 		if err := p.ask(ctx, at, true); err != nil {
 			return err
@@ -220,7 +220,7 @@ func (p *Poller) Probe(ctx context.Context, at Position) error {
 // the draining and is returned as it is, and it must not poll. A batch is valid until
 // each returns. Other errors are those of Next.
 func (p *Poller) Drain(ctx context.Context, at Position, each func(*Batch) error) error {
-	defer p.drop()
+	defer p.Drop()
 	for {
 		if err := p.ask(ctx, at, true); err != nil {
 			return err
@@ -253,7 +253,7 @@ func (p *Poller) read(ctx context.Context, most time.Duration, drain bool) (*Bat
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		p.drop()
+		p.Drop()
 		p.dontBlock = true
 		p.failed(&p.events, err)
 		return nil, nil
@@ -268,7 +268,7 @@ func (p *Poller) read(ctx context.Context, most time.Duration, drain bool) (*Bat
 // ask makes a poll; its answer is in hand then, in place of the one before. drain: one
 // that does not wait.
 func (p *Poller) ask(ctx context.Context, at Position, drain bool) error {
-	p.drop()
+	p.Drop()
 	return p.retry(ctx, &p.events, func() error {
 		p.pace.poll(time.Now())
 		// After a failure the server may need time to notice that the poll before is
@@ -321,8 +321,10 @@ func (p *Poller) finished(drain bool) {
 	}
 }
 
-// drop lets go of the answer in hand.
-func (p *Poller) drop() {
+// Drop lets go of the answer in hand, so that the next call of Next asks anew: for who was
+// given events and did not store all of them. An event without an id may be among these,
+// and then the position does not say it.
+func (p *Poller) Drop() {
 	if p.answer != nil {
 		p.answer.Close()
 		p.answer = nil
@@ -332,7 +334,7 @@ func (p *Poller) drop() {
 // Close drops the answer in hand, with its connection if it was not read to its end. The
 // Poller can be used again afterwards.
 func (p *Poller) Close() {
-	p.drop()
+	p.Drop()
 	p.Client.closeIdle()
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,8 +60,10 @@ type writer struct {
 	// patience is what the timer was last set to.
 	patience time.Duration
 
-	msg    nats.Msg
-	values []string // the backing of msg.Header's values
+	msg     nats.Msg
+	headers []Header // of msg, in order
+	keys    []string // those that msg.Header was made for
+	values  []string // the backing of its values
 
 	rtt      time.Duration
 	rttEpoch uint64 // plus one
@@ -112,33 +115,29 @@ func (w *writer) close() {
 	_ = w.sub.Unsubscribe() // fails only where the connection, and the subscription with it, is gone
 }
 
-// load makes w.msg of m, without the headers of a write.
-func (w *writer) load(m *Message) {
-	clear(w.msg.Header)
-	w.values = w.values[:0]
+// load makes w.msg of m, with the headers that a write adds. Where the keys are those of the
+// message before, only the values are put in their places.
+func (w *writer) load(m *Message, added ...Header) {
 	w.msg.Subject, w.msg.Reply, w.msg.Data = m.Subject, "", m.Data
-	for i := range m.Headers {
-		if w.set(m.Headers[i].Key, m.Headers[i].Value) {
-			continue
+	w.headers = append(append(w.headers[:0], m.Headers...), added...)
+	if !slices.EqualFunc(w.keys, w.headers, func(key string, h Header) bool { return key == h.Key }) {
+		clear(w.msg.Header)
+		w.keys, w.values = w.keys[:0], make([]string, len(w.headers))
+		for i, h := range w.headers {
+			w.keys = append(w.keys, h.Key)
+			w.msg.Header[h.Key] = w.values[i : i+1 : i+1]
 		}
-		// The same key twice: rare, so it may cost.
-		var all []string
-		for _, h := range m.Headers {
-			if h.Key == m.Headers[i].Key {
-				all = append(all, h.Value)
-			}
-		}
-		w.msg.Header[m.Headers[i].Key] = all
 	}
-}
-
-// set sets one header, and says whether it is a new one.
-func (w *writer) set(key, value string) bool {
-	before := len(w.msg.Header)
-	n := len(w.values)
-	w.values = append(w.values, value)
-	w.msg.Header[key] = w.values[n : n+1 : n+1]
-	return len(w.msg.Header) > before
+	for i, h := range w.headers {
+		w.values[i] = h.Value
+	}
+	if len(w.msg.Header) < len(w.headers) { // a key twice: rare, so it may cost
+		clear(w.msg.Header)
+		for _, h := range w.headers {
+			w.msg.Header[h.Key] = append(w.msg.Header[h.Key], h.Value)
+		}
+		w.keys = w.keys[:0]
+	}
 }
 
 // Source gives the messages of an [Stream.AppendEach] chunk by chunk, and says whether
@@ -413,7 +412,7 @@ func (f *appendOp) behindHole(read Cursor, info *streamInfo) bool {
 	return err == nil && again.Seq == read.Seq
 }
 
-// expect sets the headers that say what the next message must follow; last is the
+// expect gives the headers that say what the next message must follow; last is the
 // stream's last sequence as we know it.
 //
 // An old server does not obey the filter (see [obeysFilter]): it would refuse what is
@@ -422,21 +421,21 @@ func (f *appendOp) behindHole(read Cursor, info *streamInfo) bool {
 // under the filter, so a sequence that is still the last one is that of the filter's
 // newest message. Such servers compare it when they apply a write, on all replicas alike,
 // so nothing on its way is overlooked (nats-server 2.9 to 2.11, processJetStreamMsg).
-func (f *appendOp) expect(at Cursor, last uint64, set settings) {
+func (f *appendOp) expect(at Cursor, last uint64, set settings) (headers []Header) {
 	if set.dedicated {
-		f.out.set(headerLastSeq, strconv.FormatUint(last, 10))
+		headers = append(headers, Header{headerLastSeq, strconv.FormatUint(last, 10)})
 	}
 	if !set.dedicated || !at.Acked && set.obeysFilter {
-		f.out.set(headerSubjectSeq, strconv.FormatUint(at.Seq, 10))
-		f.out.set(headerSubject, f.cfg.Filter)
+		headers = append(headers, Header{headerSubjectSeq, strconv.FormatUint(at.Seq, 10)},
+			Header{headerSubject, f.cfg.Filter})
 	}
+	return headers
 }
 
 // single stores one message.
 func (f *appendOp) single(at Cursor, last uint64, m *Message) (Cursor, error) {
 	w := &f.out
-	w.load(m)
-	f.expect(at, last, f.current())
+	w.load(m, f.expect(at, last, f.current())...)
 	w.token++
 	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
 	w.msg.Reply = reply

@@ -21,18 +21,20 @@ func (f *appendOp) atomic(at Cursor, msgs []Message, set settings) (Cursor, erro
 	w.token++
 	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
 	size := 0
+	var added [6]Header
 	f.startTimer()
 	for i := range msgs {
-		w.load(&msgs[i])
+		added := append(added[:0], Header{headerBatchID, id}, Header{headerBatchSeq, batchNumbers[i+1]})
 		if i == 0 {
-			f.expect(at, at.Seq, set)
+			added = append(added, f.expect(at, at.Seq, set)...)
 		}
-		w.set(headerBatchID, id)
-		w.set(headerBatchSeq, batchNumbers[i+1])
+		if i == len(msgs)-1 {
+			added = append(added, Header{headerCommit, "1"})
+		}
+		w.load(&msgs[i], added...)
 		size += len(msgs[i].Data)
 		switch {
 		case i == len(msgs)-1:
-			w.set(headerCommit, "1")
 			w.msg.Reply = reply
 		case i == 0 || size >= progressBytes:
 			size = 0

@@ -152,8 +152,7 @@ func (b *fastBatch) send(m *Message, at int) error {
 		start = b.labelEnds[at-1][1]
 	}
 	w := &b.out
-	w.load(m)
-	w.set(headerLastSeq, b.labels[b.labelEnds[at][0]:b.labelEnds[at][1]])
+	w.load(m, Header{headerLastSeq, b.labels[b.labelEnds[at][0]:b.labelEnds[at][1]]})
 	w.msg.Reply = b.labels[start:b.labelEnds[at][0]]
 	b.sent++
 	return b.publish()
