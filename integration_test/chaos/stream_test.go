@@ -148,37 +148,39 @@ func TestStreamLosesWhatZulipHas(t *testing.T) {
 	w, p, proxy, _ := steady(t)
 	stored := w.own().CachedInfo().State.LastSeq
 
-	// One answer of more than a thousand events is stored in two chunks. Before the
-	// second one, the end of the first is removed. Until then nobody is asked: a question
-	// for each message would make the write a slow one. While it is being removed the
-	// program stands still: it must not find the half of it gone, and go on from there.
+	// The events are so large that a write never has more than some 170 on their way of which
+	// it does not know that they are stored. When the first 400 are, all but a hundred of
+	// them are removed. While that is done the program stands still: it must not find the
+	// half of them gone, and go on from there.
+	const large, wait, keep = 60_000, 400, 100
 	published, removed := 0, false
-	proxy.OnPublish(func(m natstest.Publish) (fate natstest.Fate) {
+	proxy.OnPublish(func(m natstest.Publish) natstest.Fate {
 		if !strings.HasPrefix(m.Subject, "zulip.acme.") {
 			return natstest.Pass
 		}
-		if published++; published <= 1000 || removed {
+		if published++; published <= wait || removed {
 			return natstest.Pass
 		}
+		removed = true
+		harness.Eventually(t, "what was passed on to be stored", func() bool {
+			return w.own().CachedInfo().State.LastSeq >= stored+wait
+		})
+		p.Pause()
+		defer p.Resume()
 		ctx, cancel := context.WithTimeout(context.Background(), harness.Patience)
 		defer cancel()
-		s, err := w.js.Stream(ctx, w.stream)
-		if err == nil && s.CachedInfo().State.LastSeq >= stored+1000 {
-			fate, removed = natstest.Cut, true
-			p.Pause()
-			defer p.Resume()
-			for seq := s.CachedInfo().State.LastSeq; err == nil && seq > stored+900; seq-- {
-				err = s.DeleteMsg(ctx, seq)
+		for seq := stored + wait; seq > stored+keep; seq-- {
+			if err := w.own().DeleteMsg(ctx, seq); err != nil {
+				t.Errorf("message %d: %v", seq, err)
+				break
 			}
 		}
-		if err != nil {
-			t.Error(err)
-		}
-		return fate
+		return natstest.Cut
 	})
 	w.zulip.Down() // so that all of it is in the queue before anybody can ask
-	for range 1500 {
-		w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 7})
+	text := strings.Repeat("x", large)
+	for range wait + 200 {
+		w.zulip.Emit(map[string]any{"type": "user_status", "user_id": 7, "status_text": text})
 	}
 	w.zulip.Up()
 	p.Expect("Zulip still has what the stream lost: going on from there")
