@@ -147,7 +147,7 @@ func (l *liveSide) measure(n int) (d delays) {
 	t.must(err)
 	from := st.CachedInfo().State.LastSeq + 1
 	var wrote []time.Time
-	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
 	for range n {
 		l.zulip.waiting()
 		time.Sleep(2 * time.Millisecond)
@@ -165,13 +165,13 @@ func (l *liveSide) measure(n int) (d delays) {
 		t.wait("the next poll", 50*time.Microsecond, func() bool { return l.zulip.polls.Load() > polls })
 		w := time.Unix(0, l.zulip.wrote.Load())
 		wrote = append(wrote, w)
-		d.hand = append(d.hand, ms(at.Sub(w)))
-		d.again = append(d.again, ms(time.Unix(0, l.zulip.polled.Load()).Sub(w)))
+		d.hand = append(d.hand, milliseconds(at.Sub(w)))
+		d.again = append(d.again, milliseconds(time.Unix(0, l.zulip.polled.Load()).Sub(w)))
 	}
 	l.read(st, from, n, l.subject, func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		t.must(err)
-		d.stored = append(d.stored, ms(meta.Timestamp.Sub(wrote[len(d.stored)])))
+		d.stored = append(d.stored, milliseconds(meta.Timestamp.Sub(wrote[len(d.stored)])))
 	})
 	return d
 }

@@ -56,6 +56,8 @@ type section struct {
 var sections = []section{
 	{"drain", "a backlog in one answer, beside a bare loop and nats bench", drain},
 	{"live", "one event at a time, beside the smallest relay, and beside busy realms", live},
+	{"memory", "how large the program becomes, and how much it allocates", memory},
+	{"cost", "processor time, start, stop, sizes", cost},
 }
 
 // options are the command line.
