@@ -56,8 +56,11 @@ type section struct {
 var sections = []section{
 	{"drain", "a backlog in one answer, beside a bare loop and nats bench", drain},
 	{"live", "one event at a time, beside the smallest relay, and beside busy realms", live},
+	{"far", "NATS or Zulip 1, 10, 50 ms away", far},
 	{"memory", "how large the program becomes, and how much it allocates", memory},
 	{"cost", "processor time, start, stop, sizes", cost},
+	{"refill", "messages read back from history after a lost queue", refill},
+	{"old", "a start on a large stream", old},
 }
 
 // options are the command line.

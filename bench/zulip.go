@@ -27,6 +27,7 @@ type zulip struct {
 	wrote  atomic.Int64 // when the newest piece of an answer was about to be written, by Unix, in ns
 	polled atomic.Int64 // when the newest poll came
 	polls  atomic.Int64 // how many came
+	pages  atomic.Int64 // how many requests for history came
 }
 
 // newZulip starts a Zulip without rate limits that keeps nothing of what is over and does
@@ -55,9 +56,12 @@ func (z *zulip) at(url string) {
 }
 
 func (z *zulip) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodGet && r.URL.Path == "/api/v1/events" {
+	switch r.Method + " " + r.URL.Path {
+	case "GET /api/v1/events":
 		z.polled.Store(time.Now().UnixNano())
 		z.polls.Add(1)
+	case "GET /api/v1/messages":
+		z.pages.Add(1)
 	}
 	z.Server.ServeHTTP(w, r)
 }
