@@ -6,13 +6,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMain(m *testing.M) {
@@ -136,6 +138,35 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// A way of so many milliseconds takes so long, keeps the order, and loses nothing.
+func TestLine(t *testing.T) {
+	s := newScope(t.Context(), &bench{errors: t.Output(), dir: t.TempDir()}, "far")
+	const trip = 20 * time.Millisecond
+	if !s.attempt(func(s *scope) {
+		if got := roundTrip(s, trip); got < 20 {
+			s.Errorf("a round trip of %v took %v ms", trip, got)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		s.must(err)
+		s.Cleanup(func() { l.Close() })
+		text := bytes.Repeat([]byte("all work and no play\n"), 100_000)
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				c.Write(text)
+				c.Close()
+			}
+		}()
+		c, err := net.Dial("tcp", newLine(s, l.Addr().String(), trip))
+		s.must(err)
+		defer c.Close()
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, text) {
+			s.Errorf("%d bytes of %d came, and an error: %v", len(got), len(text), err)
+		}
+	}) {
+		t.Error("see above")
+	}
+}
+
 // The scope of a case ends it at Fatal, and ends what it had started, the newest first.
 func TestScope(t *testing.T) {
 	var errs bytes.Buffer
@@ -183,10 +214,9 @@ func TestWeights(t *testing.T) {
 // TestRun runs the cheap sections in the smallest sizes: all cases are there, with figures
 // that can be. How large they are is no matter here.
 func TestRun(t *testing.T) {
-	t.Parallel()
 	file := filepath.Join(t.TempDir(), "rows.json")
 	var out, errs bytes.Buffer
-	code := run(context.Background(), []string{"-only", "drain,live", "-rounds", "1", "-scale", "0.001", "-nats", "none", "-json", file},
+	code := run(context.Background(), []string{"-only", "drain,live,cost", "-rounds", "1", "-scale", "0.001", "-nats", "none", "-json", file},
 		&out, &errs)
 	if code != 0 {
 		t.Fatalf("exit code %d:\n%s%s", code, &out, &errs)
@@ -223,13 +253,18 @@ func TestRun(t *testing.T) {
 			t.Errorf("not in the table: %+v", r)
 		}
 	}
-	want := map[string]int{"live, 500 B, R1 file": 4, "live, beside 20 busy realms": 4}
+	want := map[string]int{"live, 500 B, R1 file": 4, "live, beside 20 busy realms": 4, "cost, 500 B, R1 file": 1,
+		"cost, start, existing queue": 1, "cost, stop, existing queue": 1, "cost, start, new queue": 1, "cost, stop, new queue": 1,
+		"cost, the binary": 1}
+	if _, err := os.Stat(certificates); err == nil {
+		want["cost, the image, packed"] = 1
+	}
 	for _, c := range []string{"500 B, R1 file", "100 B, R1 file", "2 KB, R1 file", "captured mix, R1 file", "500 B, R1 memory", "500 B, R3 file"} {
 		want["drain, "+c] = 1
 	}
 	for c, n := range want {
 		if counts[c] != n {
-			t.Errorf("%s: %s rows, want %d", c, strconv.Itoa(counts[c]), n)
+			t.Errorf("%s: %d rows, want %d", c, counts[c], n)
 		}
 		delete(counts, c)
 	}

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"zulip-nats/integration_test/recorded"
+	"zulip-nats/stream"
 )
 
 // drain is a backlog, all of it in one answer: how many events a second are stored.
@@ -21,42 +23,57 @@ import (
 // from the first publish to the last acknowledgement, and nats bench by its own word, with
 // bodies as large as our messages are stored, and with bodies as large as our bodies.
 func drain(t *scope) {
-	for _, c := range []struct {
-		store, size string
-		bytes       int
-		events      int // a million with -full
-		always      bool
-	}{
-		{"R1 file", "500 B", 500, 200_000, true}, {"R1 file", "100 B", 100, 150_000, true},
-		{"R1 file", "2 KB", 2000, 80_000, true}, {"R1 file", "captured mix", 0, 80_000, true},
-		{"R1 memory", "500 B", 500, 200_000, true}, {"R1 memory", "100 B", 100, 0, false},
-		{"R1 memory", "2 KB", 2000, 0, false}, {"R1 memory", "captured mix", 0, 0, false},
-		{"R3 file", "500 B", 500, 50_000, true}, {"R3 file", "100 B", 100, 0, false},
-		{"R3 file", "2 KB", 2000, 0, false}, {"R3 file", "captured mix", 0, 0, false},
-	} {
-		if !c.always && !t.full {
-			continue
+	type one struct {
+		size  string
+		bytes int // 0: as recorded
+		store string
+		n     int // a million with -full; 0: with -full only
+		more  []string
+	}
+	cases := []one{{size: "500 B", bytes: 500, store: "R1 file", n: 200_000}, {size: "100 B", bytes: 100, store: "R1 file", n: 150_000},
+		{size: "2 KB", bytes: 2000, store: "R1 file", n: 80_000}, {size: "captured mix", store: "R1 file", n: 80_000},
+		{size: "500 B", bytes: 500, store: "R1 memory", n: 200_000}, {size: "500 B", bytes: 500, store: "R3 file", n: 50_000}}
+	if t.full {
+		for _, store := range []string{"R1 memory", "R3 file"} {
+			cases = append(cases, one{size: "100 B", bytes: 100, store: store}, one{size: "2 KB", bytes: 2000, store: store},
+				one{size: "captured mix", store: store})
 		}
+		cases = append(cases, one{"500 B", 500, "R1 file", 0, []string{"--subjects", "by-place"}},
+			one{"500 B", 500, "R1 file", 0, []string{"--publish-path", "atomic"}},
+			one{"500 B", 500, "R1 file", 0, []string{"--publish-path", "sync"}})
+	}
+	for _, c := range cases {
 		name := c.size + ", " + c.store
+		if len(c.more) > 0 {
+			name += ", " + c.more[1]
+		}
 		t.try(name, func(t *scope) {
 			event := captured(t)
 			if c.bytes > 0 {
 				event = made(c.bytes)
 			}
-			drainCase(t, newStore(t, c.store), name, event, t.sized(c.events, 1_000_000))
+			full := 1_000_000
+			if slices.Contains(c.more, string(stream.PathSync)) {
+				full = 100_000
+			}
+			drainCase(t, newStore(t, c.store), name, event, t.sized(c.n, full), c.more)
 		})
 	}
 }
 
-func drainCase(t *scope, s *store, name string, event func(dst []byte, id int64) []byte, n int) {
+func drainCase(t *scope, s *store, name string, event func(dst []byte, id int64) []byte, n int, more []string) {
 	const chunk = 1000
 	z := newZulip(t)
-	s.open("acme").Close() // in memory, say: the program takes it as it is
-	t.follow(z, s.url, "acme")
+	s.open("acme", "").Close() // in memory, say: the program takes it as it is
+	t.follow(z, s.url, "acme", more...)
 	z.drained(max(n/10, chunk), event) // the first events pay for what is made once
 	ready := s.newest("ZULIP_acme", chunk)
 	stored, body := weights(ready)
-	bare := newBareLoop(s, "bare", ready)
+	var path stream.Path
+	if len(more) > 0 && more[0] == "--publish-path" {
+		path = stream.Path(more[1])
+	}
+	bare := newBareLoop(s, "bare", path, ready)
 	bare.publish(max(n/10, chunk))
 	contestants := []func() float64{
 		func() float64 {

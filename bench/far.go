@@ -29,38 +29,25 @@ func far(t *scope) {
 	distances := []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}
 	for _, to := range []string{"NATS", "Zulip"} {
 		t.try(to, func(t *scope) {
-			var sides []*liveSide
 			var drains, lives []func() float64
-			events, n := t.sized(60_000, 1_000_000), t.sized(60, 300)
+			events, n := t.sized(60_000, 1_000_000), t.sized(batch, 5*batch)
 			rounds := make([][]delays, len(distances))
 			for i, d := range distances {
 				realm := fmt.Sprint(strings.ToLower(to), i)
-				way := *s
-				side := &liveSide{store: &way, zulip: newZulip(t), stream: "ZULIP_" + realm, subject: "zulip." + realm + ".message"}
+				side := newLiveSide(t, s, realm)
 				url := s.url
 				if to == "NATS" {
 					url = "nats://" + newLine(t, strings.TrimPrefix(s.url, "nats://"), d)
 				} else {
 					side.zulip.at("http://" + newLine(t, strings.TrimPrefix(side.zulip.url, "http://"), d))
 				}
-				t.follow(side.zulip, url, realm)
-				side.zulip.waiting()
-				sides = append(sides, side)
-				drains = append(drains, func() float64 {
-					defer s.clear(side.stream)
-					return float64(events) / side.zulip.drained(events, made(500)).Seconds()
-				})
+				side.start = func() *process { return t.follow(side.zulip, url, realm) }
+				drains = append(drains, func() float64 { return side.drain(events) })
 				lives = append(lives, func() float64 { rounds[i] = append(rounds[i], side.measure(n)); return 0 })
-			}
-			for _, side := range sides {
-				side.zulip.drained(max(events/10, 1000), made(500))
 			}
 			rates := t.byTurns(drains...)
 			for i, d := range distances[1:] {
 				t.report(compared("far", fmt.Sprintf("%s %d ms away", to, d.Milliseconds()), "events/s", "", rates[i+1], "no delay", rates[0], atLeast(0.5)))
-			}
-			for _, side := range sides { // their last events are on their way to the subscriber no more
-				side.subscribe(t)
 			}
 			t.byTurns(lives...)
 			for i, d := range distances[1:] {

@@ -61,6 +61,7 @@ var sections = []section{
 	{"cost", "processor time, start, stop, sizes", cost},
 	{"refill", "messages read back from history after a lost queue", refill},
 	{"old", "a start on a large stream", old},
+	{"peers", "other programs that do the same job", peers},
 }
 
 // options are the command line.

@@ -67,6 +67,12 @@ func (p *process) finish() *syscall.Rusage {
 	return p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
 }
 
+// end is SIGTERM, whatever that makes of it, and waits for the end.
+func (p *process) end() {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	<-p.ended
+}
+
 // processors is how long processors have worked for a process that has ended.
 func processors(u *syscall.Rusage) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())

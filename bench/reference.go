@@ -45,8 +45,9 @@ func newStore(t *scope, name string) *store {
 	return s
 }
 
-// open makes a stream as the program makes its own.
-func (s *store) open(realm string) *stream.Stream {
+// open makes a stream as the program makes its own, to be written by a path, or by the
+// best one.
+func (s *store) open(realm string, path stream.Path) *stream.Stream {
 	t := s.t
 	nc, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: s.url})
 	t.must(err)
@@ -54,7 +55,7 @@ func (s *store) open(realm string) *stream.Stream {
 	var opened *stream.Stream
 	t.wait("stream of "+realm, 100*time.Millisecond, func() bool { // a cluster may not be ready yet
 		opened, err = stream.Open(t.Context(), nc, stream.Config{Realm: realm, Filter: "zulip." + realm + ".>",
-			AckTimeout: time.Minute, New: stream.NewStream{Memory: s.memory, Replicas: s.replicas}})
+			AckTimeout: time.Minute, Path: path, New: stream.NewStream{Memory: s.memory, Replicas: s.replicas}})
 		return err == nil
 	})
 	t.Cleanup(opened.Close)
@@ -129,8 +130,8 @@ type bareLoop struct {
 	chunk  []stream.Message
 }
 
-func newBareLoop(s *store, realm string, like []stream.Message) *bareLoop {
-	l := &bareLoop{store: s, stream: s.open(realm)}
+func newBareLoop(s *store, realm string, path stream.Path, like []stream.Message) *bareLoop {
+	l := &bareLoop{store: s, stream: s.open(realm, path)}
 	for _, m := range like {
 		one := stream.Message{Subject: "zulip." + realm + strings.TrimPrefix(m.Subject, "zulip.acme"), Data: m.Data}
 		for _, h := range m.Headers {
