@@ -167,7 +167,7 @@ func (b *bench) parse(args []string) ([]section, error) {
 	f.StringVar(&b.only, "only", "", "`SECTIONS` to run, with commas between; all unless given")
 	f.IntVar(&b.rounds, "rounds", 3, "how often each thing is measured; an odd `N` has a middle")
 	f.Float64Var(&b.scale, "scale", 1, "`FACTOR` on the numbers of events and messages; 0.01 to see that it runs")
-	f.BoolVar(&b.full, "full", false, "all cases, in the sizes of the goals: hours rather than minutes")
+	f.BoolVar(&b.full, "full", false, "all cases, in the sizes of the goals: takes long")
 	f.StringVar(&b.json, "json", "", "`FILE` to write the same to as JSON")
 	f.StringVar(&b.nats, "nats", "", "`PATH` of the nats command, or none to leave out what needs it; unless given, "+
 		natscli+" is built")
