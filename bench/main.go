@@ -21,7 +21,7 @@
 package main
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -200,10 +200,16 @@ func (b *bench) parse(args []string) ([]section, error) {
 	return slices.DeleteFunc(slices.Clone(sections), func(s section) bool { return !slices.Contains(names, s.name) }), nil
 }
 
-// build makes the program, as a release and the image are built.
+// build makes the program, as a release and the image are built, and looks whether what is
+// named instead is there.
 func (b *bench) build(ctx context.Context) (err error) {
 	if b.root, err = command(ctx, "", "go", "list", "-m", "-f", "{{.Dir}}"); err != nil {
 		return err
+	}
+	if b.nats != "" && b.nats != "none" {
+		if _, err := command(ctx, "", b.nats, "--version"); err != nil {
+			return err
+		}
 	}
 	if b.program != "" {
 		if b.program, err = filepath.Abs(b.program); err != nil {
@@ -213,9 +219,13 @@ func (b *bench) build(ctx context.Context) (err error) {
 		return err
 	}
 	b.program = filepath.Join(b.dir, "zulip-nats")
-	_, err = command(ctx, b.root, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false",
-		"-tags", "urfave_cli_no_docs", "-ldflags", "-s -w", "-o", b.program, ".")
-	return err
+	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "urfave_cli_no_docs", "-ldflags", "-s -w",
+		"-o", b.program, ".")
+	c.Dir, c.Env = b.root, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, bytes.TrimSpace(text))
+	}
+	return nil
 }
 
 // natsCommand is the path of the nats command, which is built at its first use. It is
@@ -280,9 +290,9 @@ func command(ctx context.Context, dir, name string, args ...string) (string, err
 	if err != nil {
 		var text []byte
 		if e, ok := errors.AsType[*exec.ExitError](err); ok {
-			text = e.Stderr
+			text = bytes.TrimSpace(e.Stderr)
 		}
-		return "", fmt.Errorf("%s: %w\n%s", strings.Join(append([]string{name}, args...), " "), err, cmp.Or(string(text), string(out)))
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(append([]string{name}, args...), " "), err, text)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -45,7 +45,7 @@ func memory(t *scope) {
 		})
 	}
 	figures := t.byTurns(turns...)
-	if t.Failed() {
+	if t.below {
 		return
 	}
 	for i, c := range sizes {

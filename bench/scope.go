@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type scope struct {
 	mu       sync.Mutex
 	cleanups []func()
 	failed   bool
+	below    bool // a case of it failed
 }
 
 func newScope(ctx context.Context, b *bench, name string) *scope {
@@ -42,15 +44,13 @@ func (t *scope) attempt(f func(*scope)) bool {
 		f(t)
 	}()
 	<-done
-	return !t.Failed()
+	return !t.failed && !t.below
 }
 
 // try runs a case of its own. Those behind it run whatever becomes of it.
 func (t *scope) try(name string, f func(*scope)) {
 	if t.ctx.Err() == nil && !newScope(t.ctx, t.bench, t.name+", "+name).attempt(f) {
-		t.mu.Lock()
-		t.failed = true
-		t.mu.Unlock()
+		t.below = true
 	}
 }
 
@@ -85,7 +85,9 @@ func (t *scope) Cleanup(f func()) {
 	t.cleanups = append(t.cleanups, f)
 }
 
-func (t *scope) Log(args ...any) { fmt.Fprintf(t.errors, "   %s: %s", t.name, fmt.Sprintln(args...)) }
+func (t *scope) Log(args ...any) {
+	fmt.Fprintf(t.errors, "   %s: %s\n", t.name, strings.TrimSpace(fmt.Sprintln(args...)))
+}
 
 func (t *scope) Logf(format string, args ...any) { t.Log(fmt.Sprintf(format, args...)) }
 
