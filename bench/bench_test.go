@@ -216,7 +216,8 @@ func TestWeights(t *testing.T) {
 func TestRun(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rows.json")
 	var out, errs bytes.Buffer
-	code := run(context.Background(), []string{"-only", "drain,live,cost", "-rounds", "1", "-scale", "0.001", "-nats", "none", "-json", file},
+	code := run(context.Background(), []string{"-only", "drain,live,cost", "-rounds", "1", "-scale", "0.001",
+		"-nats", "none", "-json", file},
 		&out, &errs)
 	if code != 0 {
 		t.Fatalf("exit code %d:\n%s%s", code, &out, &errs)
@@ -254,12 +255,14 @@ func TestRun(t *testing.T) {
 		}
 	}
 	want := map[string]int{"live, 500 B, R1 file": 4, "live, beside 20 busy realms": 4, "cost, 500 B, R1 file": 1,
-		"cost, start, existing queue": 1, "cost, stop, existing queue": 1, "cost, start, new queue": 1, "cost, stop, new queue": 1,
-		"cost, the binary": 1}
+		"cost, start, existing queue": 1, "cost, stop, existing queue": 1, "cost, start, new queue": 1,
+		"cost, stop, new queue": 1,
+		"cost, the binary":      1}
 	if _, err := os.Stat(certificates); err == nil {
 		want["cost, the image, packed"] = 1
 	}
-	for _, c := range []string{"500 B, R1 file", "100 B, R1 file", "2 KB, R1 file", "captured mix, R1 file", "500 B, R1 memory", "500 B, R3 file"} {
+	for _, c := range []string{"500 B, R1 file", "100 B, R1 file", "2 KB, R1 file", "captured mix, R1 file",
+		"500 B, R1 memory", "500 B, R3 file"} {
 		want["drain, "+c] = 1
 	}
 	for c, n := range want {

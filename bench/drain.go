@@ -30,7 +30,8 @@ func drain(t *scope) {
 		n     int // a million with -full; 0: with -full only
 		more  []string
 	}
-	cases := []one{{size: "500 B", bytes: 500, store: "R1 file", n: 200_000}, {size: "100 B", bytes: 100, store: "R1 file", n: 150_000},
+	cases := []one{{size: "500 B", bytes: 500, store: "R1 file", n: 200_000},
+		{size: "100 B", bytes: 100, store: "R1 file", n: 150_000},
 		{size: "2 KB", bytes: 2000, store: "R1 file", n: 80_000}, {size: "captured mix", store: "R1 file", n: 80_000},
 		{size: "500 B", bytes: 500, store: "R1 memory", n: 200_000}, {size: "500 B", bytes: 500, store: "R3 file", n: 50_000}}
 	if t.full {

@@ -47,7 +47,8 @@ func far(t *scope) {
 			}
 			rates := t.byTurns(drains...)
 			for i, d := range distances[1:] {
-				t.report(compared("far", fmt.Sprintf("%s %d ms away", to, d.Milliseconds()), "events/s", "", rates[i+1], "no delay", rates[0], atLeast(0.5)))
+				t.report(compared("far", fmt.Sprintf("%s %d ms away", to, d.Milliseconds()), "events/s", "", rates[i+1],
+					"no delay", rates[0], atLeast(0.5)))
 			}
 			t.byTurns(lives...)
 			for i, d := range distances[1:] {
@@ -55,14 +56,15 @@ func far(t *scope) {
 				for _, what := range []struct {
 					name string
 					of   func(delays) []float64
-				}{{"to stored", func(d delays) []float64 { return d.stored }}, {"until the next poll", func(d delays) []float64 { return d.again }}} {
+				}{{"to stored", func(d delays) []float64 { return d.stored }},
+					{"until the next poll", func(d delays) []float64 { return d.again }}} {
 					var added, trips []float64
 					for k := range rounds[0] {
 						added = append(added, median(what.of(rounds[i+1][k]))-median(what.of(rounds[0][k])))
 						trips = append(trips, trip)
 					}
-					t.report(compared("far", fmt.Sprintf("%s %d ms away", to, d.Milliseconds()), what.name+", p50, added", "ms", added, "a round trip", trips,
-						atMost(1.1)))
+					t.report(compared("far", fmt.Sprintf("%s %d ms away", to, d.Milliseconds()), what.name+", p50, added", "ms", added,
+						"a round trip", trips, atMost(1.1)))
 				}
 			}
 		})

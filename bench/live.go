@@ -91,7 +91,8 @@ func reportDelays(t *scope, section, of string, ours []delays, reference string,
 	for _, what := range []struct {
 		name string
 		of   func(delays) []float64
-	}{{"to stored", func(d delays) []float64 { return d.stored }}, {"to a subscriber", func(d delays) []float64 { return d.hand }}} {
+	}{{"to stored", func(d delays) []float64 { return d.stored }},
+		{"to a subscriber", func(d delays) []float64 { return d.hand }}} {
 		for _, p := range []float64{50, 99} {
 			each := func(rounds []delays) (all []float64) {
 				for _, d := range rounds {

@@ -256,8 +256,9 @@ func (b *bench) about(ctx context.Context) about {
 	if err != nil {
 		commit = "not known"
 	}
-	a := about{When: time.Now().UTC().Truncate(time.Second), Commit: commit, Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH,
-		Processors: runtime.NumCPU(), NATSServer: server.VERSION, NATS: natscli[strings.LastIndex(natscli, "@")+1:],
+	a := about{When: time.Now().UTC().Truncate(time.Second), Commit: commit, Go: runtime.Version(),
+		System: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(), NATSServer: server.VERSION,
+		NATS:   natscli[strings.LastIndex(natscli, "@")+1:],
 		Rounds: b.rounds, Scale: b.scale, Full: b.full}
 	if b.nats != "" {
 		a.NATS = b.nats

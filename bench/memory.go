@@ -52,8 +52,8 @@ func memory(t *scope) {
 		t.report(compared("memory", "an answer of "+c.name, "peak", "MB", figures[i], "", nil, atMost(40)))
 	}
 	last := len(sizes) - 1
-	t.report(compared("memory", "an answer of "+sizes[last].name, "peak", "MB", figures[last], "an answer of "+sizes[0].name, figures[0],
-		atMost(1.15)))
+	t.report(compared("memory", "an answer of "+sizes[last].name, "peak", "MB", figures[last],
+		"an answer of "+sizes[0].name, figures[0], atMost(1.15)))
 	t.try("allocations", func(t *scope) {
 		n := t.sized(200_000, 1_000_000)
 		z := newZulip(t)
