@@ -13,7 +13,8 @@
 //	go test ./integration_test -run TestKill -kills 1000 -v          more kills, and their figures
 //	go test ./integration_test -run TestKill -seed 4711              the same kills again
 //	go test ./integration_test -run TestSlowNATS -slow 3s -v         NATS even further away
-//	go test ./integration_test -run '^$' -bench . -benchtime 1x      the benchmarks: speed as a ratio, and peak memory
+//
+// How fast it is, and how large it becomes, is measured by bench, not here.
 //
 // world_test.go sets up Zulip and a realm's place on NATS, ledger_test.go compares what
 // the stream holds with what Zulip had put in its queues; both are used by every test.
