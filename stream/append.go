@@ -62,8 +62,7 @@ type writer struct {
 
 	msg     nats.Msg
 	headers []Header // of msg, in order
-	keys    []string // those that msg.Header was made for
-	values  []string // the backing of its values
+	shapes  []*shape
 
 	rtt      time.Duration
 	rttEpoch uint64 // plus one
@@ -71,7 +70,6 @@ type writer struct {
 
 func (w *writer) open(ctx context.Context, s *Stream) error {
 	w.inbox = s.link.nc.NewInbox()
-	w.msg.Header = make(nats.Header)
 	w.timer = time.NewTimer(time.Hour)
 	if err := w.makeRoom(s.link.nc, 1); err != nil {
 		return newConnError("stream "+s.name+": subscribing to acknowledgements", err, false)
@@ -115,29 +113,51 @@ func (w *writer) close() {
 	_ = w.sub.Unsubscribe() // fails only where the connection, and the subscription with it, is gone
 }
 
-// load makes w.msg of m, with the headers that a write adds. Where the keys are those of the
-// message before, only the values are put in their places.
+// load makes w.msg of m, with the headers that a write adds.
 func (w *writer) load(m *Message, added ...Header) {
 	w.msg.Subject, w.msg.Reply, w.msg.Data = m.Subject, "", m.Data
 	w.headers = append(append(w.headers[:0], m.Headers...), added...)
-	if !slices.EqualFunc(w.keys, w.headers, func(key string, h Header) bool { return key == h.Key }) {
-		clear(w.msg.Header)
-		w.keys, w.values = w.keys[:0], make([]string, len(w.headers))
-		for i, h := range w.headers {
-			w.keys = append(w.keys, h.Key)
-			w.msg.Header[h.Key] = w.values[i : i+1 : i+1]
-		}
-	}
+	s := w.shape()
 	for i, h := range w.headers {
-		w.values[i] = h.Value
+		s.values[i] = h.Value
 	}
-	if len(w.msg.Header) < len(w.headers) { // a key twice: rare, so it may cost
-		clear(w.msg.Header)
+	if w.msg.Header = s.header; len(s.header) < len(w.headers) { // a key twice: rare, so it may cost
+		w.msg.Header = make(nats.Header)
 		for _, h := range w.headers {
 			w.msg.Header[h.Key] = append(w.msg.Header[h.Key], h.Value)
 		}
-		w.keys = w.keys[:0]
 	}
+}
+
+// shape is a header map that serves all messages with the same keys: making one costs more
+// than all else that is done for a message here.
+type shape struct {
+	keys   []string
+	header nats.Header
+	values []string // the backing of header's values
+}
+
+// shapesMost is how many are kept.
+const shapesMost = 8
+
+// shape finds or makes that of w.headers.
+func (w *writer) shape() *shape {
+	for i, s := range w.shapes {
+		if slices.EqualFunc(s.keys, w.headers, func(key string, h Header) bool { return key == h.Key }) {
+			w.shapes[0], w.shapes[i] = s, w.shapes[0]
+			return s
+		}
+	}
+	s := &shape{header: make(nats.Header, len(w.headers)), values: make([]string, len(w.headers))}
+	for i, h := range w.headers {
+		s.keys = append(s.keys, h.Key)
+		s.header[h.Key] = s.values[i : i+1 : i+1]
+	}
+	if len(w.shapes) == shapesMost {
+		w.shapes = w.shapes[:shapesMost-1]
+	}
+	w.shapes = append(w.shapes, s)
+	return s
 }
 
 // Source gives the messages of an [Stream.AppendEach] chunk by chunk, and says whether
@@ -220,6 +240,13 @@ func (s *Stream) AppendEach(ctx context.Context, after Cursor, source Source) (C
 		return after, errorf(Refused, "%s: the connection to NATS is another one than the stream was read on: it has "+
 			"to be read again", s.label)
 	}
+	room := len(f.msgs)
+	if f.more {
+		room = window * flowMax
+	}
+	if err := s.out.makeRoom(s.link.nc, room); err != nil {
+		return after, newConnError(s.label, err, false)
+	}
 	f.lastly = s.link.nc.LastError()
 	at, err := f.append(after)
 	if err != nil {
@@ -245,9 +272,6 @@ func (f *appendOp) load(stored int, at Cursor) (bool, error) {
 		if err := f.sendable(&f.msgs[i], limits); err != nil {
 			return false, err
 		}
-	}
-	if err := f.out.makeRoom(f.link.nc, len(f.msgs)); err != nil {
-		return false, newConnError(f.label, err, f.sent)
 	}
 	return true, nil
 }

@@ -362,3 +362,26 @@ func TestLateRefusalOfABatch(t *testing.T) {
 		t.Errorf("got %+v, %v", at, err)
 	}
 }
+
+// A question that changes nothing is asked again where nobody answers, as while a leader is
+// elected: long before it is given up.
+func TestReadsAreAskedAgain(t *testing.T) {
+	js := startScript(t, "2.15.2")
+	s := openScript(t, js, stream.Config{})
+	asked := 0
+	js.mu.Lock()
+	js.get = func(*nats.Msg) (silent bool) {
+		asked++
+		return asked < 3
+	}
+	js.mu.Unlock()
+	began := time.Now()
+	if at, _, err := s.Last(t.Context()); err != nil || at.Seq != 3 {
+		t.Errorf("read %+v, %v", at, err)
+	}
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	if took := time.Since(began); asked != 3 || took < 1500*time.Millisecond {
+		t.Errorf("asked %d times in %v", asked, took)
+	}
+}

@@ -360,6 +360,27 @@ func (l *link) ask(
 	return nil
 }
 
+// readAgain is how long the answer to a question that changes nothing is waited for at
+// first before it is asked again. While a stream elects its leader nobody answers what
+// came in between (measured on nats-server 2.15.2), and to wait for that until the limit
+// would keep all waiting for seconds behind an election.
+const readAgain = 500 * time.Millisecond
+
+// read is ask for a question that changes nothing.
+func (l *link) read(
+	ctx context.Context, what, subject string, question any, limit time.Duration,
+	out interface{ failure() *jetstream.APIError },
+) error {
+	end := time.Now().Add(l.patience(limit))
+	for wait := readAgain; ; wait *= 2 {
+		left := time.Until(end)
+		err := l.ask(ctx, what, subject, question, max(min(wait, left), time.Millisecond), out)
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || wait >= left {
+			return err
+		}
+	}
+}
+
 // Ask sends one message and waits for its answer, within limit, or four round trips if
 // that is longer. The wait ends early when the connection drops or the server says that a
 // permission is missing; what says who asks, in the errors. An answer of JetStream that

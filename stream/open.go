@@ -499,7 +499,7 @@ func (s *Stream) Info(ctx context.Context) (Info, error) {
 
 func (s *Stream) readInfo(ctx context.Context, name string) (*streamInfo, error) {
 	var info streamInfo
-	err := s.link.ask(ctx, "stream "+name+": reading its settings", s.api+"STREAM.INFO."+name, nil, apiTimeout, &info)
+	err := s.link.read(ctx, "stream "+name+": reading its settings", s.api+"STREAM.INFO."+name, nil, apiTimeout, &info)
 	return &info, explain(err)
 }
 

@@ -39,7 +39,7 @@ type getReply struct {
 // get asks the leader for one message; nil if there is none.
 func (s *Stream) get(ctx context.Context, stream string, q getRequest) (*Stored, error) {
 	var reply getReply
-	err := s.link.ask(ctx, "stream "+stream+": reading", s.api+"STREAM.MSG.GET."+stream, q, apiTimeout, &reply)
+	err := s.link.read(ctx, "stream "+stream+": reading", s.api+"STREAM.MSG.GET."+stream, q, apiTimeout, &reply)
 	if e, ok := errors.AsType[*Error](err); ok && (e.Code == 10037 || e.Code == 10043) {
 		return nil, nil // no message found, sequence not found
 	}
