@@ -54,7 +54,7 @@ func cost(t *scope) {
 			t.must(err)
 			size += len(packed)
 		}
-		t.report(compared("cost", "the image, packed", "size", "MB", []float64{float64(size) / 1e6}, "", nil, atMost(10)))
+		t.report(compared("cost", "the image, packed", "size", "MB", []float64{float64(size) / 1e6}, "", nil, atMost(10.5)))
 	})
 }
 
