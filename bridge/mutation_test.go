@@ -25,8 +25,8 @@ const simulation = "./bridge -run TestSimulation -failfast -timeout 5m -seeds 40
 
 var mutations = []mutation{
 	{"rule 1: what is stored is acknowledged, and nothing else", "bridge/store.go",
-		"			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w.more), w.err)\n",
-		"			if len(entries) > 0 {\n				b.known = entries[len(entries)-1].after\n			}\n			if err = b.appendEach(ctx, entries, phasePoll, nil, w.more); errors.Is(err, errMoved) {\n				err = nil\n			}\n			err = cmp.Or(err, w.err)\n", simulation},
+		"			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w), w.err)\n",
+		"			if len(entries) > 0 {\n				b.known = entries[len(entries)-1].after\n			}\n			if err = b.appendEach(ctx, entries, phasePoll, nil, w); errors.Is(err, errMoved) {\n				err = nil\n			}\n			err = cmp.Or(err, w.err)\n", simulation},
 	{"rule 2: nothing is passed over without a record", "bridge/store.go",
 		"		entries = append(entries, e)\n		if last",
 		"		if e.msg.Headers[1].Value == \"skipped\" {\n			at = e.after\n			continue\n		}\n		entries = append(entries, e)\n		if last", simulation},

@@ -29,7 +29,7 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 	for w.waits {
 		entries, err := w.encode(b.known)
 		if err == nil {
-			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w.more), w.err)
+			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w), w.err)
 		}
 		if err != nil {
 			b.poller.Drop()
@@ -77,12 +77,17 @@ func (w *intake) encode(at poller.Position) ([]entry, error) {
 	return entries, err
 }
 
-// more gives what follows while what came before is on its way: nothing where it is time
-// to see that stored. If the power fails here, some of it may be: the newest message says
-// how much.
-func (w *intake) more() (entries []entry) {
-	if w.soon == nil || w.waits || w.err != nil || !w.batch.More || w.stop.Err() != nil || w.leading() != nil ||
-		w.recheckDue() || time.Since(w.began) > writeMost || time.Until(w.apart) > 0 {
+// more says whether the answer may go on, and it is not time yet to see that stored which
+// came before.
+func (w *intake) more() bool {
+	return w.soon != nil && !w.waits && w.err == nil && w.batch.More && w.stop.Err() == nil && w.leading() == nil &&
+		!w.recheckDue() && time.Since(w.began) < writeMost && time.Until(w.apart) <= 0
+}
+
+// next gives what follows while what came before is on its way. If the power fails here,
+// some of that may be stored: the newest message says how much.
+func (w *intake) next() (entries []entry) {
+	if !w.more() {
 		return nil
 	}
 	w.batch = w.soon(w.stop, w.at)

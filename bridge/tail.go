@@ -347,14 +347,18 @@ func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *u
 	return t.appendEach(ctx, entries, in, follows, nil)
 }
 
+// rest is what may follow in a write that is under way. It must not write to the stream.
+type rest interface {
+	more() bool    // something may
+	next() []entry // nothing: it is time to see that stored which came before
+}
+
 // appendEach is append for entries that others may follow: while the first are on their
-// way, more is asked for what comes next, until there is nothing. It is the only way by
-// which anything of ours gets into the stream. What more has given cannot be sent twice,
-// since the bytes of events are the poller's again by then: if that fails, and what stands
-// of it is known, errMoved says to ask Zulip again from there. more must not write to the
-// stream.
-func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follows *uint64,
-	more func() []entry) error {
+// way, rest is asked for what comes next, until there is nothing; nil: nothing. It is the
+// only way by which anything of ours gets into the stream. What rest has given cannot be
+// sent twice, since the bytes of events are the poller's again by then: if that fails, and
+// what stands of it is known, errMoved says to ask Zulip again from there.
+func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follows *uint64, rest rest) error {
 	refusals, followed := 0, false
 	t.maybe = false
 	for wait := newRetry(); len(entries) > 0; {
@@ -398,7 +402,7 @@ func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follow
 			}
 			chunk := entries
 			if sent {
-				if chunk = more(); len(chunk) == 0 {
+				if chunk = rest.next(); len(chunk) == 0 {
 					return nil, false
 				}
 				entries, followed = append(entries, chunk...), true
@@ -408,7 +412,7 @@ func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follow
 				msgs = append(msgs, chunk[i].msg)
 			}
 			began, sent = time.Now(), true
-			return msgs, more != nil
+			return msgs, rest != nil && rest.more()
 		})
 		if err == nil {
 			t.report.now.Counters.Writes.add(time.Since(began)) // shown with what was stored

@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,7 +26,6 @@ const (
 	opStart  = "0"
 	opAppend = "1"
 	opCommit = "2"
-	opEnd    = "3" // commits what came before, and stores nothing
 
 	flowMax   = 500     // the server acknowledges at least every 500 messages
 	flowBytes = 1 << 20 // or about so many bytes
@@ -38,27 +39,43 @@ const (
 // fast stores all that the source gives behind at, which is acknowledged, on a dedicated
 // stream: one batch, so the server always has something to do while the next chunk is
 // made. stored are those that came before.
+//
+// The last message of a chunk is held back until it is known whether another follows, for
+// the last of all commits the batch. There is an operation that does so and stores
+// nothing; but subscribers that are no consumers of the stream see it, as an empty message.
 func (f *appendOp) fast(stored int, at Cursor) (Cursor, error) {
 	b := f.newFastBatch(at.Seq, f.msgs)
-	for {
-		if done, err := b.chunk(f.msgs, !f.more); done {
-			return at, b.early(err)
-		}
-		if !f.more {
-			break
-		}
-		f.msgs = nil
-		some, err := f.load(stored+int(b.acked), Cursor{Seq: b.after + b.acked, Acked: true, Epoch: at.Epoch})
-		if err != nil {
-			return at, err
-		}
-		if !some {
-			if err := b.end(); err != nil {
-				return at, err
+	for last := !f.more; ; {
+		if last {
+			if len(f.msgs) == 1 && b.sent == 0 {
+				return f.single(at, at.Seq, &f.msgs[0])
+			}
+			if done, err := b.chunk(f.msgs, true); done {
+				return at, b.early(err)
 			}
 			break
 		}
+		n := len(f.msgs) - 1
+		if done, err := b.chunk(f.msgs[:n], false); done {
+			return at, b.early(err)
+		}
+		held := Message{Subject: f.msgs[n].Subject, Headers: slices.Clone(f.msgs[n].Headers),
+			Data: bytes.Clone(f.msgs[n].Data)}
+		f.msgs = nil
+		some, err := f.load(stored+int(b.acked), Cursor{Seq: b.after + b.acked, Acked: true, Epoch: at.Epoch})
+		switch {
+		case err != nil:
+			return at, err
+		case !some:
+			f.msgs, last = []Message{held}, true
+			continue
+		}
+		if done, err := b.chunk([]Message{held}, false); done {
+			return at, b.early(err)
+		}
+		last = !f.more
 	}
+	f.msgs = nil
 	f.startTimer()
 	for {
 		done, err := b.step()
@@ -172,30 +189,17 @@ func (b *fastBatch) label(msgs []Message, commit bool) {
 		case commit && i == len(msgs)-1:
 			op = opCommit
 		}
-		buf = b.reply(buf, number, op)
+		buf = append(buf, b.prefix...)
+		buf = append(buf, b.middle...)
+		buf = strconv.AppendUint(buf, number, 10)
+		buf = append(buf, '.')
+		buf = append(buf, op...)
+		buf = append(buf, ".$FI"...)
 		b.labelEnds[i][0] = len(buf)
 		buf = strconv.AppendUint(buf, b.after+number-1, 10)
 		b.labelEnds[i][1] = len(buf)
 	}
 	b.labelBytes, b.labels = buf, string(buf)
-}
-
-// reply appends the reply subject of a message.
-func (b *fastBatch) reply(buf []byte, number uint64, op string) []byte {
-	buf = append(buf, b.prefix...)
-	buf = append(buf, b.middle...)
-	buf = strconv.AppendUint(buf, number, 10)
-	buf = append(buf, '.')
-	buf = append(buf, op...)
-	return append(buf, ".$FI"...)
-}
-
-// end commits what was sent, where no message came that could do it.
-func (b *fastBatch) end() error {
-	w := &b.out
-	w.load(&Message{Subject: w.msg.Subject})
-	w.msg.Reply = string(b.reply(nil, b.sent+1, opEnd))
-	return b.publish()
 }
 
 // early is the error for a batch that ended before all was sent.

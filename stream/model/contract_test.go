@@ -280,13 +280,16 @@ func contract(t *testing.T, open func(t *testing.T) bench) {
 		cur, k := write(t, b, stream.Cursor{}, some(0, 1)), 0
 		_, err := b.AppendEach(ctx, cur, func(int, stream.Cursor) ([]stream.Message, bool) {
 			if k++; k == 2 {
-				natstest.Eventually(t, "the first chunk", func() bool { return len(stored(t, b)) == 3 })
+				natstest.Eventually(t, "the first chunk", func() bool { return len(stored(t, b)) >= 2 })
 				b.foreign("zulip.acme.foreign")
 			}
 			return some(2*k-1, 2), true
 		})
 		kind(t, err, stream.Refused)
-		want(t, b, "body 0", "body 1", "body 2", "foreign")
+		// By fast ingest the last of a chunk has not left yet.
+		if got := fmt.Sprint(stored(t, b)); got != "[body 0 body 1 foreign]" && got != "[body 0 body 1 body 2 foreign]" {
+			t.Errorf("the stream holds %s", got)
+		}
 	})
 	for _, n := range []int{1, 4} {
 		t.Run(fmt.Sprintf("a stale cursor is refused, %d messages", n), func(t *testing.T) {

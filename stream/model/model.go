@@ -467,13 +467,22 @@ func (c *Client) Append(ctx context.Context, after stream.Cursor, msgs []stream.
 }
 
 // AppendEach is [stream.Stream.AppendEach]. The source is a chunk ahead of what is known:
-// it has given another one by the time that a chunk is seen to have failed.
+// it has given another one by the time that a chunk is seen to have failed. And the last
+// message of each chunk goes with the next one, as by fast ingest.
 func (c *Client) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
+	var held []stream.Message
 	stored, sent, at := 0, 0, after
-	for next := after; ; {
-		msgs, more := source(stored, at)
-		if len(msgs) == 0 {
-			return next, nil
+	for next, more := after, true; more; {
+		var msgs []stream.Message
+		if msgs, more = source(stored, at); len(msgs) == 0 {
+			more = false
+		}
+		msgs = append(held, msgs...)
+		held = nil
+		if n := len(msgs) - 1; more && n >= 0 {
+			m := msgs[n]
+			held = []stream.Message{{Subject: m.Subject, Headers: slices.Clone(m.Headers), Data: slices.Clone(m.Data)}}
+			msgs = msgs[:n]
 		}
 		stored, at = sent, next
 		cur, err := c.Append(ctx, next, msgs)
@@ -487,6 +496,7 @@ func (c *Client) AppendEach(ctx context.Context, after stream.Cursor, source str
 			return next, nil
 		}
 	}
+	return after, nil
 }
 
 // store stores messages one after the other, each if what it names is what is there.
