@@ -381,7 +381,7 @@ func TestReadsAreAskedAgain(t *testing.T) {
 	}
 	js.mu.Lock()
 	defer js.mu.Unlock()
-	if took := time.Since(began); asked != 3 || took < 1500*time.Millisecond {
+	if took := time.Since(began); asked != 3 || took < 600*time.Millisecond {
 		t.Errorf("asked %d times in %v", asked, took)
 	}
 }

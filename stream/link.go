@@ -364,7 +364,9 @@ func (l *link) ask(
 // first before it is asked again. While a stream elects its leader nobody answers what
 // came in between (measured on nats-server 2.15.2), and to wait for that until the limit
 // would keep all waiting for seconds behind an election.
-const readAgain = 500 * time.Millisecond
+const readAgain = 200 * time.Millisecond
+
+var errAgain = errors.New("it is asked again")
 
 // read is ask for a question that changes nothing.
 func (l *link) read(
@@ -372,13 +374,15 @@ func (l *link) read(
 	out interface{ failure() *jetstream.APIError },
 ) error {
 	end := time.Now().Add(l.patience(limit))
-	for wait := readAgain; ; wait *= 2 {
-		left := time.Until(end)
-		err := l.ask(ctx, what, subject, question, max(min(wait, left), time.Millisecond), out)
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || wait >= left {
+	for wait := max(readAgain, 2*time.Duration(l.roundTrip.Load())); time.Until(end) > wait; wait *= 2 {
+		again, cancel := context.WithTimeoutCause(ctx, wait, errAgain)
+		err := l.ask(again, what, subject, question, limit, out)
+		cancel()
+		if !errors.Is(err, errAgain) {
 			return err
 		}
 	}
+	return l.ask(ctx, what, subject, question, max(time.Until(end), readAgain), out)
 }
 
 // Ask sends one message and waits for its answer, within limit, or four round trips if
