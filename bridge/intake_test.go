@@ -68,13 +68,13 @@ func TestAnswerThatEndsWithAPiece(t *testing.T) {
 func TestPieceThatIsNotStored(t *testing.T) {
 	for _, test := range []struct {
 		fault model.Fault
-		polls int
+		least int // polls: that of the answer, the one that waits, and else one that asks again
 	}{
-		{model.Fault{Deaf: true}, 2},
+		{model.Fault{Deaf: true}, 2}, // all that had left may be there
 		{model.Fault{Fail: stream.Unavailable}, 3},
 		{model.Fault{Fail: stream.Refused}, 3},
-		{model.Fault{Keep: 1}, 3},
-		{model.Fault{Deaf: true, Late: 3 * time.Second}, 3},
+		{model.Fault{Keep: 1}, 2},
+		{model.Fault{Deaf: true, Late: 3 * time.Second}, 2},
 	} {
 		story(t, func(w *world, one *instance) {
 			w.backlog(one, 40, func() {
@@ -91,9 +91,8 @@ func TestPieceThatIsNotStored(t *testing.T) {
 			before := w.polls()
 			one.gate.open()
 			time.Sleep(40 * time.Second)
-			if n := w.polls() - before; n != test.polls {
-				t.Errorf("%+v: %d polls, want %d: that of the answer, the one that waits, and else one that asks again",
-					test.fault, n, test.polls)
+			if n := w.polls() - before; n < test.least || n > 3 {
+				t.Errorf("%+v: %d polls for one answer, want %d to 3", test.fault, n, test.least)
 			}
 			if live, _ := w.origins(); live != 42 {
 				t.Errorf("%+v: %s, want 42", test.fault, w.originsText())

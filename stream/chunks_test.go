@@ -14,14 +14,24 @@ import (
 	"zulip-nats/stream/natstest"
 )
 
-// chunks gives messages 1, 2, 3 … in chunks of these sizes. Where told is not nil it sees
-// what the source is told. open: that nothing follows is said by a chunk without messages,
-// and not with the last one.
+// chunks gives messages 1, 2, 3 … in chunks of these sizes, each of which is spoilt when the
+// next one is asked for. Where told is not nil it sees what the source is told. open: that
+// nothing follows is said by a chunk without messages, and not with the last one.
 func chunks(sizes []int, open bool, told func(stored int, at stream.Cursor)) stream.Source {
 	k, next := 0, 1
+	var before []stream.Message
 	return func(stored int, at stream.Cursor) ([]stream.Message, bool) {
 		if told != nil {
 			told(stored, at)
+		}
+		for i := range before {
+			for j := range before[i].Data {
+				before[i].Data[j] = '!'
+			}
+			for j := range before[i].Headers {
+				before[i].Headers[j] = stream.Header{Key: "Spoilt", Value: "yes"}
+			}
+			before[i] = stream.Message{}
 		}
 		if k == len(sizes) {
 			return nil, false
@@ -29,6 +39,7 @@ func chunks(sizes []int, open bool, told func(stored int, at stream.Cursor)) str
 		msgs := messages(next, sizes[k])
 		next += sizes[k]
 		k++
+		before = msgs
 		return msgs, open || k < len(sizes)
 	}
 }
@@ -78,6 +89,16 @@ func TestChunks(t *testing.T) {
 				}
 				if got := contents(t, s)[before:]; !slices.Equal(got, ids(1, sum(sizes))) {
 					t.Fatalf("%v: the stream holds %d messages in another order, or other ones", sizes, len(got))
+				}
+				n := 0
+				err = s.Scan(t.Context(), ">", stream.Start{Seq: uint64(before) + 1}, at.Seq, false, func(m *stream.Stored) error {
+					if n++; string(m.Data) != string(message(n).Data) {
+						return fmt.Errorf("message %d has the bytes %q", n, m.Data)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatalf("%v: %v", sizes, err)
 				}
 			}
 		}
