@@ -87,9 +87,6 @@ func (w *intake) more() bool {
 // next gives what follows while what came before is on its way. If the power fails here,
 // some of that may be stored: the newest message says how much.
 func (w *intake) next() (entries []entry) {
-	if !w.more() {
-		return nil
-	}
 	w.batch = w.soon(w.stop, w.at)
 	if w.waits = w.asksNATS(w.batch.Events); w.waits {
 		return nil
