@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"zulip-nats/bridge"
 	"zulip-nats/events"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
@@ -59,6 +60,44 @@ func TestBatchBehindWhichAnotherWaits(t *testing.T) {
 		}
 		if wrong > 0 {
 			t.Errorf("%d events are stored with the bytes of others", wrong)
+		}
+	})
+}
+
+// A record of the queue names no smaller id than that of a message that stands before it:
+// where the limits take the messages, a refill begins behind it.
+func TestRecordBehindALaterPiece(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.jet.MaxPayload = 9000
+		w.configure = func(c *bridge.Config) { c.OversizeWait = 10 * time.Second }
+		w.backlog(one, 8, func() {
+			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: strings.Repeat("large ", 1600)})
+			w.say(1)
+			w.jet.SetFaults(func(op string) (f model.Fault) {
+				if op == "put object" {
+					f.Fail = stream.Unavailable
+				}
+				return f
+			})
+		})
+		one.gate.open()
+		time.Sleep(time.Minute)
+		largest := int64(0)
+		for _, m := range w.jet.Messages() {
+			if id, err := strconv.ParseInt(first(m, events.HeaderMessageID), 10, 64); err == nil {
+				largest = max(largest, id)
+			}
+			if first(m, events.HeaderRecord) != events.RecordQueue {
+				continue
+			}
+			var r events.Queue
+			if err := json.Unmarshal(m.Data, &r); err != nil {
+				t.Fatal(err)
+			}
+			if r.Newest.Own < largest {
+				t.Errorf("the record at %d (%s) says that the newest message is %d, and %d stands before it", m.Seq, r.Why,
+					r.Newest.Own, largest)
+			}
 		}
 	})
 }
