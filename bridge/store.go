@@ -38,9 +38,10 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 			}
 			return nil, err
 		}
+		// Before the next round: what it waits for may write a record of the queue.
+		b.largest = w.largest
+		b.erasing.due = b.erasing.due || w.deletes
 	}
-	b.largest = w.largest
-	b.erasing.due = b.erasing.due || w.deletes
 	return w.batch, nil
 }
 
