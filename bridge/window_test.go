@@ -82,22 +82,50 @@ func TestRecordBehindALaterPiece(t *testing.T) {
 		})
 		one.gate.open()
 		time.Sleep(time.Minute)
-		largest := int64(0)
-		for _, m := range w.jet.Messages() {
-			if id, err := strconv.ParseInt(first(m, events.HeaderMessageID), 10, 64); err == nil {
-				largest = max(largest, id)
-			}
-			if first(m, events.HeaderRecord) != events.RecordQueue {
-				continue
-			}
-			var r events.Queue
-			if err := json.Unmarshal(m.Data, &r); err != nil {
-				t.Fatal(err)
-			}
-			if r.Newest.Own < largest {
-				t.Errorf("the record at %d (%s) says that the newest message is %d, and %d stands before it", m.Seq, r.Why,
-					r.Newest.Own, largest)
-			}
-		}
+		w.recordsNameTheNewest()
 	})
+}
+
+// Nor where a write fails of which a part stands, and others publish right behind that.
+func TestRecordBehindAWriteThatFailed(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.backlog(one, 40, func() {
+			writes := 0
+			w.jet.SetFaults(func(op string) (f model.Fault) {
+				if op == "append" {
+					if writes++; writes == 6 {
+						f.Fail = stream.Unavailable
+						time.AfterFunc(10*time.Millisecond, func() { w.jet.Publish("zulip.acme.others", nil) })
+					}
+				}
+				return f
+			})
+		})
+		one.gate.open()
+		time.Sleep(time.Minute)
+		w.recordsNameTheNewest()
+	})
+}
+
+// recordsNameTheNewest complains of each record of the queue that names a smaller id than
+// that of a message before it.
+func (w *world) recordsNameTheNewest() {
+	w.t.Helper()
+	largest := int64(0)
+	for _, m := range w.jet.Messages() {
+		if id, err := strconv.ParseInt(first(m, events.HeaderMessageID), 10, 64); err == nil {
+			largest = max(largest, id)
+		}
+		if first(m, events.HeaderRecord) != events.RecordQueue {
+			continue
+		}
+		var r events.Queue
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			w.t.Fatal(err)
+		}
+		if r.Newest.Own < largest {
+			w.t.Errorf("the record at %d (%s) says that the newest message is %d, and %d stands before it", m.Seq, r.Why,
+				r.Newest.Own, largest)
+		}
+	}
 }
