@@ -38,9 +38,10 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 			}
 			return nil, err
 		}
+		// Before the next round: what it waits for may write a record of the queue.
+		b.largest = w.largest
+		b.erasing.due = b.erasing.due || w.deletes
 	}
-	b.largest = w.largest
-	b.erasing.due = b.erasing.due || w.deletes
 	return w.batch, nil
 }
 
@@ -87,9 +88,6 @@ func (w *intake) more() bool {
 // next gives what follows while what came before is on its way. If the power fails here,
 // some of that may be stored: the newest message says how much.
 func (w *intake) next() (entries []entry) {
-	if !w.more() {
-		return nil
-	}
 	w.batch = w.soon(w.stop, w.at)
 	if w.waits = w.asksNATS(w.batch.Events); w.waits {
 		return nil

@@ -350,14 +350,14 @@ func (t *tail) append(ctx context.Context, entries []entry, in phase, follows *u
 // rest is what may follow in a write that is under way. It must not write to the stream.
 type rest interface {
 	more() bool    // something may
-	next() []entry // nothing: it is time to see that stored which came before
+	next() []entry // if it may; nothing: it is time to see that stored which came before
 }
 
 // appendEach is append for entries that others may follow: while the first are on their
 // way, rest is asked for what comes next, until there is nothing; nil: nothing. It is the
-// only way by which anything of ours gets into the stream. What rest has given cannot be
-// sent twice, since the bytes of events are the poller's again by then: if that fails, and
-// what stands of it is known, errMoved says to ask Zulip again from there.
+// only way by which anything of ours gets into the stream. Once rest was asked nothing can
+// be sent twice, since the bytes of events are the poller's again by then: if the write
+// fails, and what stands of it is known, errMoved says to ask Zulip again from there.
 func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follows *uint64, rest rest) error {
 	refusals, followed := 0, false
 	t.maybe = false
@@ -402,10 +402,14 @@ func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follow
 			}
 			chunk := entries
 			if sent {
+				if !rest.more() {
+					return nil, false
+				}
+				followed = true // whatever comes: the bytes of entries are not ours any more
 				if chunk = rest.next(); len(chunk) == 0 {
 					return nil, false
 				}
-				entries, followed = append(entries, chunk...), true
+				entries = append(entries, chunk...)
 			}
 			msgs = msgs[:0]
 			for i := range chunk {

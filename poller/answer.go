@@ -155,6 +155,7 @@ func (a *answer) Next(ctx context.Context) (*Batch, error) { return a.next(ctx, 
 // next is Next, but waits no longer than most, if that is not 0; then the batch may be
 // empty too.
 func (a *answer) next(ctx context.Context, most time.Duration) (*Batch, error) {
+	spoil(a.batch.Events)
 	a.batch = Batch{Events: a.batch.Events[:0], More: true}
 	a.bytes = 0
 	if a.err != nil {

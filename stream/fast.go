@@ -48,7 +48,9 @@ func (f *appendOp) fast(stored int, at Cursor) (Cursor, error) {
 	for last := !f.more; ; {
 		if last {
 			if len(f.msgs) == 1 && b.sent == 0 {
-				return f.single(at, at.Seq, &f.msgs[0])
+				end, err := f.single(at, at.Seq, &f.msgs[0])
+				end.Epoch = at.Epoch
+				return end, err
 			}
 			if done, err := b.chunk(f.msgs, true); done {
 				return at, b.early(err)
