@@ -158,7 +158,6 @@ type Bridge struct {
 	record      *events.Queue // of the queue we follow
 	resumed     bool          // following a queue has been announced, in this term
 	refreshedAt time.Time     // when its record was last written; zero: it has to be written before the next poll
-	largest     int64         // the largest message id that this process stored
 	held        *heldSet      // messages that the stream held before this queue, read when first needed
 	places      *places       // where messages are, if that may have to be known
 	subjects    map[subjectKey]string

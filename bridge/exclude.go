@@ -86,6 +86,7 @@ func (b *Bridge) excludes(ev *poller.Event) bool {
 type exclusion struct {
 	above, upTo int64
 	count       int
+	message     int64 // the largest id of a message
 }
 
 func (x *exclusion) add(ev *poller.Event, at poller.Position) {
@@ -94,6 +95,7 @@ func (x *exclusion) add(ev *poller.Event, at poller.Position) {
 	}
 	x.upTo = ev.ID
 	x.count++
+	x.message = max(x.message, ev.MessageID)
 }
 
 // excluded makes the record of a run: ids of events and their number, and nothing of what
@@ -102,6 +104,6 @@ func (b *Bridge) excluded(x exclusion, at poller.Position) (entry, error) {
 	e, err := b.recordEntry(events.RecordExcluded, subjects.Excluded, poller.Position{Queue: at.Queue, Last: x.upTo},
 		events.Excluded{Record: events.RecordExcluded, Above: x.above, UpTo: x.upTo, Count: x.count},
 		stream.Header{Key: events.HeaderEventID, Value: itoa(x.upTo)})
-	e.left = x.count
+	e.left, e.message = x.count, x.message
 	return e, err
 }

@@ -13,9 +13,10 @@ type entry struct {
 	msg   stream.Message
 	after poller.Position
 
-	tally  tally
-	object int // bytes of its body in the object store
-	left   int // events that the record says were left out
+	tally   tally
+	object  int   // bytes of its body in the object store
+	left    int   // events that the record says were left out
+	message int64 // the largest id of a message that came with it as an event; 0: none did
 }
 
 // reconcile compares entries in hand with the place that was read: how many of them are

@@ -25,7 +25,7 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 	ctx, cancel := b.graceful(stop)
 	defer cancel()
 	w := &intake{Bridge: b, ctx: ctx, stop: stop, soon: soon, began: time.Now(),
-		batch: batch, waits: true, largest: b.largest}
+		batch: batch, waits: true}
 	for w.waits {
 		entries, err := w.encode(b.known)
 		if err == nil {
@@ -38,8 +38,6 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 			}
 			return nil, err
 		}
-		// Before the next round: what it waits for may write a record of the queue.
-		b.largest = w.largest
 		b.erasing.due = b.erasing.due || w.deletes
 	}
 	return w.batch, nil
@@ -58,7 +56,6 @@ type intake struct {
 	err   error // why one could not be encoded
 
 	// Of all of them.
-	largest        int64
 	edits, deletes bool
 }
 
@@ -67,7 +64,6 @@ func (w *intake) encode(at poller.Position) ([]entry, error) {
 	w.waits = false
 	for i := range w.batch.Events {
 		ev := &w.batch.Events[i]
-		w.largest = max(w.largest, ev.MessageID)
 		w.edits = w.edits || ev.Type == "update_message"
 		w.deletes = w.deletes || ev.Type == "delete_message"
 	}
@@ -165,7 +161,8 @@ func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []polle
 				continue
 			}
 		}
-		at = entries[len(entries)-1].after
+		last := &entries[len(entries)-1]
+		last.message, at = ev.MessageID, last.after
 	}
 	if err := record(); err != nil {
 		return nil, err

@@ -77,6 +77,7 @@ type tail struct {
 	// newest message of ours that was read or acknowledged, and its sequence.
 	known    poller.Position
 	knownSeq uint64
+	largest  int64 // the largest id of a message that came as an event and that this process stored
 
 	// The place of the next write; valid while cursorOK, and only on the connection that
 	// it was read on. foreign is the subject of the newest message where that is none of
@@ -483,6 +484,9 @@ func (t *tail) appendEach(ctx context.Context, entries []entry, in phase, follow
 func (t *tail) moved(cursor stream.Cursor, entries []entry, seq uint64) {
 	t.cursor, t.foreign = cursor, ""
 	t.known, t.knownSeq = entries[len(entries)-1].after, seq
+	for i := range entries {
+		t.largest = max(t.largest, entries[i].message)
+	}
 	t.report.stored(entries, seq, cursor.Acked)
 }
 

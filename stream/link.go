@@ -366,6 +366,10 @@ func (l *link) ask(
 // would keep all waiting for seconds behind an election.
 const readAgain = 200 * time.Millisecond
 
+// readTries is how often it is asked before a try that waits to the limit, for servers
+// that are slow.
+const readTries = 3
+
 var errAgain = errors.New("it is asked again")
 
 // read is ask for a question that changes nothing.
@@ -373,16 +377,17 @@ func (l *link) read(
 	ctx context.Context, what, subject string, question any, limit time.Duration,
 	out interface{ failure() *jetstream.APIError },
 ) error {
-	end := time.Now().Add(l.patience(limit))
-	for wait := max(readAgain, 2*time.Duration(l.roundTrip.Load())); time.Until(end) > wait; wait *= 2 {
+	wait := max(readAgain, 2*time.Duration(l.roundTrip.Load()))
+	for range readTries {
 		again, cancel := context.WithTimeoutCause(ctx, wait, errAgain)
 		err := l.ask(again, what, subject, question, limit, out)
 		cancel()
 		if !errors.Is(err, errAgain) {
 			return err
 		}
+		wait *= 2
 	}
-	return l.ask(ctx, what, subject, question, max(time.Until(end), readAgain), out)
+	return l.ask(ctx, what, subject, question, limit, out)
 }
 
 // Ask sends one message and waits for its answer, within limit, or four round trips if
