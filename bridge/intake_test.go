@@ -2,12 +2,14 @@ package bridge_test
 
 import (
 	"bytes"
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"zulip-nats/bridge"
 	"zulip-nats/stream"
 	"zulip-nats/stream/model"
 	"zulip-nats/zulipsim"
@@ -156,4 +158,64 @@ func TestAnswerThatComesSlowly(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		w.check()
 	})
+}
+
+// The largest size of a message falls between the moment in which a later piece is seen to
+// fit and that in which it is encoded: the write under way is not kept for the object store,
+// which may be waited for as long as it takes.
+func TestLimitThatFallsInAWrite(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		var jet *narrowing
+		w.configure = func(c *bridge.Config) {
+			open := c.Open
+			c.Open = func(ctx context.Context) (bridge.Stream, error) {
+				s, err := open(ctx)
+				jet = &narrowing{Stream: s}
+				return jet, err
+			}
+		}
+		w.backlog(one, 5, func() {
+			w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: strings.Repeat("large ", 1600)})
+			w.say(5)
+		})
+		jet.from = 9000
+		one.gate.open()
+		time.Sleep(10 * time.Second)
+		if live, _ := w.origins(); live != 13 || len(w.jet.Objects()) != 1 || jet.within > 0 {
+			t.Errorf("%s, %d objects, %d put there within a write; want 13, one and none", w.originsText(),
+				len(w.jet.Objects()), jet.within)
+		}
+		w.check()
+	})
+}
+
+// narrowing is a stream that takes a large message no more when it is asked for the second
+// time.
+type narrowing struct {
+	bridge.Stream
+	from          int // bytes
+	asked, within int
+	writing       bool
+}
+
+func (s *narrowing) Fits(m *stream.Message) bool {
+	if s.from > 0 && len(m.Data) > s.from {
+		if s.asked++; s.asked > 1 {
+			return false
+		}
+	}
+	return s.Stream.Fits(m)
+}
+
+func (s *narrowing) AppendEach(ctx context.Context, after stream.Cursor, source stream.Source) (stream.Cursor, error) {
+	s.writing = true
+	defer func() { s.writing = false }()
+	return s.Stream.AppendEach(ctx, after, source)
+}
+
+func (s *narrowing) PutObject(ctx context.Context, name string, data []byte) error {
+	if s.writing {
+		s.within++
+	}
+	return s.Stream.PutObject(ctx, name, data)
 }

@@ -27,7 +27,7 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 	w := &intake{Bridge: b, ctx: ctx, stop: stop, soon: soon, began: time.Now(),
 		batch: batch, waits: true}
 	for w.waits {
-		entries, err := w.encode(b.known)
+		entries, err := w.encode(b.known, false)
 		if err == nil {
 			err = cmp.Or(b.appendEach(ctx, entries, phasePoll, nil, w), w.err)
 		}
@@ -60,14 +60,14 @@ type intake struct {
 }
 
 // encode turns the batch into what is stored for it behind a position.
-func (w *intake) encode(at poller.Position) ([]entry, error) {
+func (w *intake) encode(at poller.Position, underWay bool) ([]entry, error) {
 	w.waits = false
 	for i := range w.batch.Events {
 		ev := &w.batch.Events[i]
 		w.edits = w.edits || ev.Type == "update_message"
 		w.deletes = w.deletes || ev.Type == "delete_message"
 	}
-	entries, err := w.messages(w.ctx, at, w.batch.Events)
+	entries, err := w.messages(w.ctx, at, w.batch.Events, underWay)
 	if w.at = at; len(entries) > 0 {
 		w.at = entries[len(entries)-1].after
 	}
@@ -88,7 +88,7 @@ func (w *intake) next() (entries []entry) {
 	if w.waits = w.asksNATS(w.batch.Events); w.waits {
 		return nil
 	}
-	entries, w.err = w.encode(w.at)
+	entries, w.err = w.encode(w.at, true)
 	return entries
 }
 
@@ -109,8 +109,10 @@ var widestHeaders = strings.Repeat(" ", 4<<10)
 
 // messages turns events behind a position into what is stored for them. An event that
 // needs nothing new in the stream leaves nothing. What has to wait for NATS waits here:
-// which messages the stream held, and the object store.
-func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []poller.Event) ([]entry, error) {
+// which messages the stream held, and the object store. While a write is under way nothing
+// can be put there: errMoved, and the event comes again as the first of a batch.
+func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []poller.Event,
+	underWay bool) ([]entry, error) {
 	if err := b.loadHeld(ctx, batch); err != nil {
 		return nil, err
 	}
@@ -149,6 +151,9 @@ func (b *Bridge) messages(ctx context.Context, at poller.Position, batch []polle
 		}
 		entries = append(entries, e)
 		if last := &entries[len(entries)-1]; !last.isRecord() && !b.stream.Fits(&last.msg) {
+			if underWay { // it fitted a moment ago (asksNATS)
+				return nil, errMoved
+			}
 			*last, err = b.claimCheck(ctx, *last, itoa(ev.ID), phasePoll)
 			if errors.Is(err, errNotCarried) {
 				*last, ok, err = b.rejection(ev, at, err.Error())

@@ -265,6 +265,7 @@ func (f *appendOp) load(stored int, at Cursor) (bool, error) {
 		return false, nil
 	}
 	if f.msgs, f.more = f.source(stored, at); len(f.msgs) == 0 {
+		f.more = false
 		return false, nil
 	}
 	limits := f.limits()
@@ -310,22 +311,28 @@ func (f *appendOp) append(at Cursor) (Cursor, error) {
 		case !at.Acked:
 			// If the power fails here, nothing was sent. One line on, the message is
 			// stored behind the one that was read, or not at all.
-			at, err = f.first(at, &f.msgs[0])
+			at, err = f.first(at, &f.take(1)[0])
 		case path == PathFast:
-			return f.fast(stored, at)
+			at, n, err = f.fast(stored, at)
 		case path == PathAtomic && atomicLength(f.msgs, set.batchMax) > 1:
 			n = atomicLength(f.msgs, set.batchMax)
-			at, err = f.atomic(at, f.msgs[:n], set)
+			at, err = f.atomic(at, f.take(n), set)
 		default:
-			at, err = f.single(at, at.Seq, &f.msgs[0])
+			at, err = f.single(at, at.Seq, &f.take(1)[0])
 		}
 		if err != nil {
 			return at, err
 		}
 		at.Epoch = epoch
 		stored += n
-		f.msgs = f.msgs[n:]
 	}
+}
+
+// take gives the next n messages of the chunk in hand.
+func (f *appendOp) take(n int) []Message {
+	msgs := f.msgs[:n]
+	f.msgs = f.msgs[n:]
+	return msgs
 }
 
 // path chooses the way for n messages, and for what may follow them.

@@ -166,6 +166,39 @@ func TestChunkOfOneMessage(t *testing.T) {
 	}
 }
 
+// A batch whose messages are small may have thousands on their way, and of large ones that
+// would be too much for the server: they begin another batch.
+func TestChunksOfLargerMessages(t *testing.T) {
+	s, proxy, _ := behind(t, stream.Config{Path: stream.PathFast})
+	cursor := acked(t, s)
+	var starts atomic.Int32
+	proxy.OnPublish(func(p natstest.Publish) natstest.Fate {
+		if strings.HasSuffix(p.Reply, ".0.$FI") {
+			starts.Add(1)
+		}
+		return natstest.Pass
+	})
+	source, asked := chunks([]int{400, 300, 20, 20, 500}, false, nil), 0
+	at, err := s.AppendEach(t.Context(), cursor, func(stored int, at stream.Cursor) ([]stream.Message, bool) {
+		msgs, more := source(stored, at)
+		if asked++; asked == 3 || asked == 4 {
+			for i := range msgs {
+				msgs[i].Data = make([]byte, 100_000)
+			}
+		}
+		return msgs, more
+	})
+	if err != nil || at.Seq != cursor.Seq+1240 || at.Epoch != cursor.Epoch {
+		t.Fatalf("%+v behind %+v, %v", at, cursor, err)
+	}
+	if n := starts.Load(); n != 2 {
+		t.Errorf("%d batches were begun, want 2", n)
+	}
+	if got := contents(t, s); !slices.Equal(got, ids(0, 1241)) {
+		t.Errorf("the stream holds %d messages in another order, or other ones", len(got))
+	}
+}
+
 // Far away too, where one chunk goes better in an atomic batch: of two round trips for
 // each chunk only those of the whole are left.
 func TestChunksFarAway(t *testing.T) {

@@ -43,51 +43,39 @@ const (
 // The last message of a chunk is held back until it is known whether another follows, for
 // the last of all commits the batch. There is an operation that does so and stores
 // nothing; but subscribers that are no consumers of the stream see it, as an empty message.
-func (f *appendOp) fast(stored int, at Cursor) (Cursor, error) {
+//
+// It ends before a chunk of much larger messages too: of these fewer may be on their way,
+// and how many is said when a batch begins. What is left is in f.msgs.
+func (f *appendOp) fast(stored int, at Cursor) (end Cursor, n int, err error) {
 	b := f.newFastBatch(at.Seq, f.msgs)
-	for last := !f.more; ; {
-		if last {
-			if len(f.msgs) == 1 && b.sent == 0 {
-				end, err := f.single(at, at.Seq, &f.msgs[0])
-				end.Epoch = at.Epoch
-				return end, err
-			}
-			if done, err := b.chunk(f.msgs, true); done {
-				return at, b.early(err)
-			}
-			break
+	commit := func(msgs []Message) (Cursor, int, error) {
+		if len(msgs) == 1 && b.sent == 0 {
+			end, err := f.single(at, at.Seq, &msgs[0])
+			return end, 1, err
 		}
-		n := len(f.msgs) - 1
-		if done, err := b.chunk(f.msgs[:n], false); done {
-			return at, b.early(err)
+		if done, err := b.chunk(msgs, true); done {
+			return at, 0, b.early(err)
 		}
-		held := Message{Subject: f.msgs[n].Subject, Headers: slices.Clone(f.msgs[n].Headers),
-			Data: bytes.Clone(f.msgs[n].Data)}
-		f.msgs = nil
+		return Cursor{Seq: at.Seq + b.sent, Acked: true}, int(b.sent), b.wait()
+	}
+	for f.more {
+		if done, err := b.chunk(f.take(len(f.msgs)-1), false); done {
+			return at, 0, b.early(err)
+		}
+		last := f.take(1)[0]
+		held := Message{Subject: last.Subject, Headers: slices.Clone(last.Headers), Data: bytes.Clone(last.Data)}
 		some, err := f.load(stored+int(b.acked), Cursor{Seq: b.after + b.acked, Acked: true, Epoch: at.Epoch})
 		switch {
 		case err != nil:
-			return at, err
-		case !some:
-			f.msgs, last = []Message{held}, true
-			continue
+			return at, 0, err
+		case !some || flowOf(f.msgs) < b.flow/2:
+			return commit([]Message{held})
 		}
 		if done, err := b.chunk([]Message{held}, false); done {
-			return at, b.early(err)
-		}
-		last = !f.more
-	}
-	f.msgs = nil
-	f.startTimer()
-	for {
-		done, err := b.step()
-		if err != nil {
-			return at, err
-		}
-		if done {
-			return Cursor{Seq: at.Seq + b.sent, Acked: true, Epoch: at.Epoch}, nil
+			return at, 0, b.early(err)
 		}
 	}
+	return commit(f.take(len(f.msgs)))
 }
 
 // fastBatch is one batch of fast ingest under way.
@@ -97,6 +85,7 @@ type fastBatch struct {
 	prefix string // of the reply subjects: inbox and batch id
 	middle string // flow and gap mode
 	after  uint64 // the sequence behind which the batch goes
+	flow   int
 	window uint64
 
 	started bool
@@ -109,13 +98,18 @@ type fastBatch struct {
 	labelBytes []byte
 }
 
+// flowOf is after how many messages of their size an answer is asked for.
+func flowOf(msgs []Message) int {
+	size := 0
+	for i := range msgs {
+		size += len(msgs[i].Data)
+	}
+	return min(max(flowBytes/(size/len(msgs)+1), 1), flowMax)
+}
+
 // newFastBatch begins a batch whose messages are about as large as the first of them.
 func (f *appendOp) newFastBatch(after uint64, first []Message) *fastBatch {
-	size := 0
-	for i := range first {
-		size += len(first[i].Data)
-	}
-	flow := min(max(flowBytes/(size/len(first)+1), 1), flowMax)
+	flow := flowOf(first)
 	id := nuid.Next()
 	return &fastBatch{
 		appendOp: f,
@@ -123,6 +117,7 @@ func (f *appendOp) newFastBatch(after uint64, first []Message) *fastBatch {
 		prefix:   f.out.inbox + "." + id + ".",
 		middle:   strconv.Itoa(flow) + ".fail.",
 		after:    after,
+		flow:     flow,
 		window:   uint64(window * flow),
 	}
 }
@@ -202,6 +197,16 @@ func (b *fastBatch) label(msgs []Message, commit bool) {
 		b.labelEnds[i][1] = len(buf)
 	}
 	b.labelBytes, b.labels = buf, string(buf)
+}
+
+// wait waits for the acknowledgement of all.
+func (b *fastBatch) wait() error {
+	b.startTimer()
+	for {
+		if done, err := b.step(); done || err != nil {
+			return err
+		}
+	}
 }
 
 // early is the error for a batch that ended before all was sent.
