@@ -155,18 +155,18 @@ type Bridge struct {
 	cfg    Config
 	poller *poller.Poller
 
-	record      *events.Queue // of the queue we follow
-	resumed     bool          // following a queue has been announced, in this term
-	refreshedAt time.Time     // when its record was last written; zero: it has to be written before the next poll
-	held        *heldSet      // messages that the stream held before this queue, read when first needed
-	places      *places       // where messages are, if that may have to be known
-	subjects    map[subjectKey]string
-	rejected    rejections // what was rejected at this position without moving it
-	erasing     erasing    // of messages that were deleted
-	losses      int        // queues lost in a row, none of which answered a poll
-	leftovers   []leftover // queues that may have to be deleted
-	dropped     []string   // the last of them that were
-	abandoned   string     // what the next gap that is closed has to tell besides
+	record      *events.Queue         // of the queue we follow
+	resumed     bool                  // following a queue has been announced, in this term
+	refreshedAt time.Time             // when its record was last written; zero: it has to be written before the next poll
+	held        *heldSet              // messages that the stream held before this queue, read when first needed
+	places      *places               // where messages are, if that may have to be known
+	subjects    map[subjectKey]string // of events, see subjectOf
+	rejected    rejections            // what was rejected at this position without moving it
+	erasing     erasing               // of messages that were deleted
+	losses      int                   // queues lost in a row, none of which answered a poll
+	leftovers   []leftover            // queues that may have to be deleted
+	dropped     []string              // the last of them that were
+	abandoned   string                // what the next gap that is closed has to tell besides
 	// recordsMade numbers our records, for their ids.
 	recordsMade int64
 	unlike      string // options that Zulip did not take at a change-over

@@ -41,7 +41,7 @@ func (b *Bridge) changeOver(ctx context.Context, why string) error {
 		for i := range batch.Events {
 			largest = max(largest, batch.Events[i].MessageID)
 		}
-		_, err := b.store(ctx, batch, nil)
+		_, err := b.store(ctx, batch, false)
 		return err
 	})
 	if err != nil {

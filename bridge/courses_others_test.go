@@ -194,12 +194,7 @@ func TestRefillEndsWithoutTheObjectStore(t *testing.T) {
 	story(t, func(w *world, one *instance) {
 		w.options.Life = 10 * time.Minute
 		w.jet.MaxPayload = 8000
-		w.jet.SetFaults(func(op string) (f model.Fault) {
-			if op == "put object" {
-				f.Fail = stream.Forbidden
-			}
-			return f
-		})
+		w.jet.SetFaults(failing("put object", stream.Forbidden))
 		one.follows(3)
 		one.stop()
 		w.expire()

@@ -242,7 +242,7 @@ func TestMoveInABatchThatIsAskedForAgain(t *testing.T) {
 		w.say(1) // ends the poll that waits
 		w.emitReaction(id, "r1")
 		w.zulip.EditMessage(id, zulipsim.Edit{Channel: new("random")})
-		w.zulip.SendMessage(zulipsim.Message{Channel: "general", Topic: "t", Content: strings.Repeat("large ", 1600)})
+		w.sayLarge()
 		appends := 0
 		w.jet.SetFaults(func(op string) (f model.Fault) {
 			if op == "append" {

@@ -99,7 +99,7 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 			return errMoved
 		}
 		b.losses = 0
-		if batch, err = b.store(ctx, batch, b.poller.Soon); err != nil {
+		if batch, err = b.store(ctx, batch, true); err != nil {
 			return err
 		}
 		if !batch.More {

@@ -64,7 +64,7 @@ var mutations = []mutation{
 		"	switch err := b.put(ctx, e, in, b.knownSeq); {\n	case err == nil:\n",
 		"	at := poller.Position{Queue: r.QueueID, Last: -1}\n	if batch, err := b.poller.Next(ctx, at); err == nil && len(batch.Events) > 0 {\n		at.Last = batch.Events[len(batch.Events)-1].ID\n		_, _ = b.poller.Next(ctx, at)\n	}\n	switch err := b.put(ctx, e, in, b.knownSeq); {\n	case err == nil:\n", simulation},
 	{"9.6: the old queue is read once more behind the register of the new one", "bridge/changeover.go",
-		"		_, err := b.store(ctx, batch, nil)\n		return err\n", "		return nil\n", simulation},
+		"		_, err := b.store(ctx, batch, false)\n		return err\n", "		return nil\n", simulation},
 	{"7: another instance's record replaces what is remembered", "bridge/bridge.go",
 		"(p.seq() != b.knownSeq || header(p.last, events.HeaderWriter) != b.writer) {", "p.seq() != b.knownSeq {", "./bridge -run TestWhatIsRememberedOfARecord"},
 	{"7: and what a deposed leader told, another read", "bridge/bridge.go",

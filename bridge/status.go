@@ -119,7 +119,7 @@ type Counters struct {
 	// of [stream.Kind], and away (the connection is down), settings, other.
 	Errors map[Error]uint64
 	// Writes are those that the stream has acknowledged, by how long that took since the
-	// last message of each had left.
+	// last batch of each was given to it.
 	Writes Durations
 }
 

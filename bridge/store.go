@@ -15,17 +15,15 @@ import (
 // seen to be stored, and all that is due besides gets its turn.
 const writeMost = 500 * time.Millisecond
 
-// store puts a batch in the stream, in order, and what [poller.Poller.Soon] gives behind
-// it (soon; nil: nothing), and returns when all of it is there: the last batch, with what
-// it says of the answer. errMoved: the stream has to be read again, because somebody else
-// wrote, or because it lost what it held. A stop gives what is under way a little time,
-// and then ends it: what was not stored was not acknowledged either.
-func (b *Bridge) store(stop context.Context, batch *poller.Batch,
-	soon func(context.Context, poller.Position) *poller.Batch) (*poller.Batch, error) {
+// store puts a batch in the stream, in order, with rest what [poller.Poller.Soon] gives
+// behind it, and returns when all of it is there: the last batch, with what it says of the
+// answer. errMoved: the stream has to be read again, because somebody else wrote, or
+// because it lost what it held. A stop gives what is under way a little time, and then ends
+// it: what was not stored was not acknowledged either.
+func (b *Bridge) store(stop context.Context, batch *poller.Batch, rest bool) (*poller.Batch, error) {
 	ctx, cancel := b.graceful(stop)
 	defer cancel()
-	w := &intake{Bridge: b, ctx: ctx, stop: stop, soon: soon, began: time.Now(),
-		batch: batch, waits: true}
+	w := &intake{Bridge: b, ctx: ctx, stop: stop, rest: rest, began: time.Now(), batch: batch, waits: true}
 	for w.waits {
 		entries, err := w.encode(b.known, false)
 		if err == nil {
@@ -47,7 +45,7 @@ func (b *Bridge) store(stop context.Context, batch *poller.Batch,
 type intake struct {
 	*Bridge
 	ctx, stop context.Context
-	soon      func(context.Context, poller.Position) *poller.Batch
+	rest      bool // what follows in the answer is taken in
 	began     time.Time
 
 	batch *poller.Batch // the last that was taken
@@ -77,14 +75,14 @@ func (w *intake) encode(at poller.Position, underWay bool) ([]entry, error) {
 // more says whether the answer may go on, and it is not time yet to see that stored which
 // came before.
 func (w *intake) more() bool {
-	return w.soon != nil && !w.waits && w.err == nil && w.batch.More && w.stop.Err() == nil && w.leading() == nil &&
+	return w.rest && !w.waits && w.err == nil && w.batch.More && w.stop.Err() == nil && w.leading() == nil &&
 		!w.recheckDue() && time.Since(w.began) < writeMost && time.Until(w.apart) <= 0
 }
 
 // next gives what follows while what came before is on its way. If the power fails here,
 // some of that may be stored: the newest message says how much.
 func (w *intake) next() (entries []entry) {
-	w.batch = w.soon(w.stop, w.at)
+	w.batch = w.poller.Soon(w.stop, w.at)
 	if w.waits = w.asksNATS(w.batch.Events); w.waits {
 		return nil
 	}

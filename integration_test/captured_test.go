@@ -20,9 +20,7 @@ import (
 	"zulip-nats/events"
 	"zulip-nats/integration_test/harness"
 	"zulip-nats/poller"
-	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
-	"zulip-nats/subjects"
 )
 
 // capturedAnswer is one answer to GET /api/v1/events as a Zulip 10.2 really gave it:
@@ -215,7 +213,7 @@ func TestCapturedAnswers(t *testing.T) {
 			zulip := q.serve(t, done)
 			log := harness.NewJournal(t, "the bridge")
 			stop := runInside(t, url, realm, poller.Account{Email: botEmail, Key: apiKey, Site: zulip.URL},
-				stream.PathAuto, subjects.ByType, zerolog.New(log))
+				zerolog.New(log))
 			select {
 			case <-done:
 			case <-t.Context().Done():

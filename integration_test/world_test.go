@@ -151,14 +151,13 @@ func startAs(t testing.TB, change func(*exec.Cmd), args ...string) *harness.Proc
 
 // runInside runs the bridge inside the test process, with the parts that the program is
 // made of, until stop is called or the test ends.
-func runInside(t testing.TB, natsURL, realm string, account poller.Account, path stream.Path,
-	layout subjects.Layout, log zerolog.Logger) (stop func()) {
+func runInside(t testing.TB, natsURL, realm string, account poller.Account,
+	log zerolog.Logger) (stop func()) {
 	t.Helper()
 	r, err := subjects.ParseRealm(realm)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r = r.By(layout)
 	ctx, cancel := context.WithCancel(context.Background())
 	nc, err := stream.Connect(ctx, stream.ConnectConfig{URL: natsURL, Name: t.Name(), Log: log})
 	if err != nil {
@@ -172,7 +171,7 @@ func runInside(t testing.TB, natsURL, realm string, account poller.Account, path
 			Options: poller.DefaultOptions(), Log: log,
 		},
 		Open: func(ctx context.Context) (bridge.Stream, error) {
-			s, err := stream.Open(ctx, nc, stream.Config{Realm: realm, Filter: r.All(), Path: path, Version: "test"})
+			s, err := stream.Open(ctx, nc, stream.Config{Realm: realm, Filter: r.All(), Version: "test"})
 			if err != nil {
 				return nil, err
 			}

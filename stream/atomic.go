@@ -21,10 +21,10 @@ func (f *appendOp) atomic(at Cursor, msgs []Message, set settings) (Cursor, erro
 	w.token++
 	reply := w.inbox + "." + strconv.FormatUint(w.token, 36)
 	size := 0
-	var added [6]Header
+	var room [6]Header // for what a write adds
 	f.startTimer()
 	for i := range msgs {
-		added := append(added[:0], Header{headerBatchID, id}, Header{headerBatchSeq, batchNumbers[i+1]})
+		added := append(room[:0], Header{headerBatchID, id}, Header{headerBatchSeq, batchNumbers[i+1]})
 		if i == 0 {
 			added = append(added, f.expect(at, at.Seq, set)...)
 		}
