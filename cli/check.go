@@ -77,7 +77,7 @@ func (a *app) check() *urfave.Command {
 			if err != nil {
 				k.fail("settings", "they cannot be used", err.Error())
 			} else {
-				k.log = newLog(a.stderr, c.LogFormat, c.LogLevel)
+				k.log, _ = newLog(a.stderr, c.LogFormat, c.LogLevel)
 				if unknown := unknownVariables(u.App.Commands); len(unknown) > 0 {
 					k.warn("variables", strings.Join(unknown, ", "), "no option has these variables: correct or unset them")
 				}

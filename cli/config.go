@@ -133,6 +133,10 @@ type RealmConfig struct {
 	CloudEvents bool
 }
 
+// settings are those that decide how the realm is followed, for comparison with those of
+// another reading.
+func (r *RealmConfig) settings() RealmConfig { return *r }
+
 func defaults() Config {
 	return Config{
 		Realms:   []RealmConfig{{Queue: poller.DefaultOptions(), Path: stream.PathAuto}},

@@ -51,6 +51,11 @@ const (
 	Hourly          Name = "hourly"            // what was done in the last hour
 	Stopped         Name = "stopped"           // the program ends as it was asked to
 	Failed          Name = "failed"            // the program ends, and not as it was asked to
+	RealmHalted     Name = "realm_halted"      // one of several realms is stopped, since an operator has to mend something
+	RealmEnded      Name = "realm_ended"       // a realm was stopped for a reload, and not all went well
+	Reloaded        Name = "reloaded"          // the settings were read again, and are in force
+	ReloadFailed    Name = "reload_failed"     // the settings were read again, and stay as they were
+	ReloadPartly    Name = "reload_partly"     // some of them take a new start
 	QueueNotDeleted Name = "queue_not_deleted" // --delete-queue had nothing to delete
 )
 
