@@ -21,18 +21,19 @@ import (
 
 func (a *app) run() *urfave.Command {
 	c := defaults()
-	options := c.options()
+	s := newSettings(c.options())
 	return &urfave.Command{
 		Name:      "run",
 		Usage:     "follow an account's events until stopped",
-		UsageText: "zulip-nats run --zuliprc FILE [--nats-url URL] [options]",
+		UsageText: "zulip-nats run --zuliprc FILE [--nats-url URL] [options]\nzulip-nats run --config FILE [options]",
 		Description: "Runs in the foreground and logs on stderr. SIGTERM and Ctrl-C end it cleanly; the next start " +
 			"goes on with the next event.\nEach option --foo-bar is also the variable ZULIP_NATS_FOO_BAR; where that " +
 			"holds a secret, ZULIP_NATS_FOO_BAR_FILE names a file with it.\nExit codes: 0 stopped, 1 it could not go " +
 			"on, 2 usage, 78 configuration.",
-		Flags: flags(options),
+		Flags: flags(s.options),
 		Action: func(u *urfave.Context) error {
-			if err := errors.Join(parse(options), c.check()); err != nil {
+			c, err := s.read()
+			if err != nil {
 				return err
 			}
 			log := newLog(a.stderr, c.LogFormat, c.LogLevel)
@@ -42,7 +43,8 @@ func (a *app) run() *urfave.Command {
 					Msgf("no option has these variables, and nothing comes of them: %s; "+
 						"`zulip-nats run --help` lists those that there are", strings.Join(unknown, ", "))
 			}
-			return a.follow(u.Context, &c, log)
+			s.warn(log)
+			return a.follow(u.Context, c, log)
 		},
 	}
 }
@@ -51,6 +53,9 @@ func (a *app) run() *urfave.Command {
 // the beginning: the bridge finishes what it has in hand while the server that stores it
 // still runs.
 func (a *app) follow(ctx context.Context, c *Config, log zerolog.Logger) error {
+	if len(c.Realms) > 1 {
+		return errors.New("this version follows one organization: leave one section [realm \"NAME\"], or one --zuliprc")
+	}
 	r := &c.Realms[0]
 	load := func() (poller.Account, error) { return poller.LoadAccount(r.Account) }
 	// Before anything is started or made, since this is where most first starts fail.
