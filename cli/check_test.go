@@ -236,7 +236,7 @@ func TestCheckOfBrokenSetUps(t *testing.T) {
 		seen   string
 		remedy string
 	}{
-		{"no zuliprc", nil, none, []string{"--zuliprc", "/nonexistent/zuliprc"}, "zuliprc", "no account",
+		{"no zuliprc", nil, func(l *look) { l.args[2] = "/nonexistent/zuliprc" }, nil, "zuliprc", "no account",
 			"there is no zuliprc /nonexistent/zuliprc"},
 		{"wrong key", nil, func(l *look) { l.bot.Update(func(b *zulipsim.Account) { b.Key = someKey }) }, nil,
 			"account", "is not let in", "download the zuliprc again"},
@@ -477,7 +477,10 @@ func TestCheckOffline(t *testing.T) {
 	l.args[2] = l.zuliprc(l.bot.Email, l.bot.Key, site)
 	offline(0, nil)
 	offline(0, nil, "--nats-url", "nats://"+listener.Addr().String())
-	offline(1, []string{"zuliprc"}, "--zuliprc", "/nonexistent/zuliprc")
+	rc := l.args[2]
+	l.args[2] = "/nonexistent/zuliprc"
+	offline(1, []string{"zuliprc"})
+	l.args[2] = rc
 	offline(1, []string{"NATS settings"}, "--nats-creds", "/nonexistent/creds")
 	if n := len(l.zulip.Requests()); n > 0 {
 		t.Errorf("Zulip got %d requests", n)

@@ -218,8 +218,8 @@ func (s *show) writeRC(site string) error {
 // startNATS starts the server, the first time or again: then on the same port, and with what
 // it had stored.
 func (s *show) startNATS() error {
-	log, _ := newLog(s.stderr, s.logFormat, s.logLevel)
-	o := embedded.Options{Dir: filepath.Join(s.dir, "nats"), Port: s.port, Log: log}
+	o := embedded.Options{Dir: filepath.Join(s.dir, "nats"), Port: s.port,
+		Log: newLog(s.stderr, s.logFormat, s.logLevel)}
 	again := s.url != ""
 	var err error
 	patience, cancel := context.WithTimeout(context.Background(), demoPatience)

@@ -29,7 +29,13 @@ func (l *logLevel) Sample(of zerolog.Level) bool { return int32(of) >= l.Load() 
 
 // newLog makes the log of a command on w. Times are UTC with milliseconds in JSON, and
 // the local time of day for people.
-func newLog(w io.Writer, format LogFormat, least zerolog.Level) (zerolog.Logger, *logLevel) {
+func newLog(w io.Writer, format LogFormat, least zerolog.Level) zerolog.Logger {
+	log, _ := newLevelLog(w, format, least)
+	return log
+}
+
+// newLevelLog is newLog with the level, which may be changed.
+func newLevelLog(w io.Writer, format LogFormat, least zerolog.Level) (zerolog.Logger, *logLevel) {
 	f, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(f.Fd()))
 	if format == LogConsole || format == LogAuto && terminal {

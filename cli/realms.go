@@ -59,6 +59,9 @@ type followed struct {
 	g     *greeting
 	wrong error // why there is no greeting: its account cannot be read
 	began time.Time
+	// source is where its account is read from, which is done again when Zulip refuses the
+	// key. The key that stands there may have changed since.
+	source atomic.Pointer[poller.Source]
 	// bridge is nil before there is a connection. A start may wait for a long time for the
 	// first answer of a server.
 	bridge atomic.Pointer[bridge.Bridge]
@@ -67,28 +70,29 @@ type followed struct {
 // newFollowed reads the account of a realm.
 func (p *process) newFollowed(r *RealmConfig) *followed {
 	f := &followed{name: r.Name, r: r, began: time.Now()}
-	load := func() (poller.Account, error) { return poller.LoadAccount(r.Account) }
+	f.source.Store(&r.Account)
+	load := func() (poller.Account, error) { return poller.LoadAccount(*f.source.Load()) }
 	if f.g, f.wrong = newGreeting(r, load, p.log); f.wrong == nil {
 		f.name = f.g.realm.String()
 	}
 	return f
 }
 
-// settings are all that decides how a realm is followed. E-mail and key are not among
-// them: the poller reads them again.
-type settings struct {
+// followedBy is all that decides how a realm is followed, for comparison. The key is not
+// part of it: another one is taken for the next request.
+type followedBy struct {
 	realm   RealmConfig
 	account poller.Account
 }
 
 // asRealm is the realm for the fleet.
 func (p *process) asRealm(f *followed) fleet.Realm {
-	s := settings{realm: f.r.settings()}
+	by := followedBy{realm: f.r.without()}
 	if f.g != nil {
-		s.account = f.g.account
-		s.account.Email, s.account.Key = "", ""
+		by.account = f.g.account
+		by.account.Key = ""
 	}
-	return fleet.Realm{Name: f.name, Settings: s, Run: func(ctx context.Context) error { return p.follow(ctx, f) }}
+	return fleet.Realm{Name: f.name, Settings: by, Run: func(ctx context.Context) error { return p.follow(ctx, f) }}
 }
 
 // run is the command, once its settings are known. The order of the end is the reverse of

@@ -103,6 +103,7 @@ func (p *process) reload() {
 	for i, f := range now {
 		if !slices.Contains(begun, f.name) {
 			now[i] = was(f.name)
+			now[i].source.Store(&f.r.Account)
 			now[i].g.poller.Client.Refresh()
 		}
 	}

@@ -14,30 +14,31 @@ import (
 
 func (a *app) run() *urfave.Command {
 	c := defaults()
-	options := c.options()
+	s := newSettings(c.options())
 	return &urfave.Command{
 		Name:      "run",
 		Usage:     "follow an account's events until stopped",
-		UsageText: "zulip-nats run --zuliprc FILE [--nats-url URL] [options]",
+		UsageText: "zulip-nats run --zuliprc FILE [--nats-url URL] [options]\nzulip-nats run --config FILE [options]",
 		Description: "Runs in the foreground and logs on stderr. SIGTERM and Ctrl-C end it cleanly; the next start " +
-			"goes on with the next event.\nEach option --foo-bar is also the variable ZULIP_NATS_FOO_BAR; where that " +
+			"goes on with the next event. SIGHUP makes a daemon read its settings again.\nEach option --foo-bar is also the " +
+			"variable ZULIP_NATS_FOO_BAR; where that " +
 			"holds a secret, ZULIP_NATS_FOO_BAR_FILE names a file with it.\nExit codes: 0 stopped, 1 it could not go " +
 			"on, 2 usage, 78 configuration.",
-		Flags: flags(options),
+		Flags: flags(s.options),
 		Action: func(u *urfave.Context) error {
-			if err := errors.Join(parse(options), c.check()); err != nil {
+			c, err := s.read()
+			if err != nil {
 				return err
 			}
-			log, level := newLog(a.stderr, c.LogFormat, c.LogLevel)
+			log, level := newLevelLog(a.stderr, c.LogFormat, c.LogLevel)
 			a.log = &log
 			if unknown := unknownVariables(u.App.Commands); len(unknown) > 0 {
 				logevent.VariablesUnknown.Warn(log).
 					Msgf("no option has these variables, and nothing comes of them: %s; "+
 						"`zulip-nats run --help` lists those that there are", strings.Join(unknown, ", "))
 			}
-			p := &process{app: a, c: &c, log: log, level: level, writer: writerName(),
-				read:  func() (*Config, error) { return &c, nil },
-				files: func() []string { return []string{c.Realms[0].Account.Path()} }}
+			s.warn(log)
+			p := &process{app: a, c: c, log: log, level: level, writer: writerName(), read: s.read, files: s.files}
 			return p.run(u.Context)
 		},
 	}

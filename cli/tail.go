@@ -115,7 +115,7 @@ func (a *app) tail() *urfave.Command {
 						"nothing of it may be in the stream, nor come\n", redact.Text(name), like)
 				}
 			}
-			log, _ := newLog(a.stderr, t.logFormat, t.logLevel)
+			log := newLog(a.stderr, t.logFormat, t.logLevel)
 			return a.look(u.Context, &c, &t, log)
 		},
 	}

@@ -31,6 +31,7 @@ func (n Name) Error(log zerolog.Logger) *zerolog.Event { return log.Error().Str(
 // The start.
 const (
 	VariablesUnknown  Name = "variables_unknown"  // a variable ZULIP_NATS_... that no option has
+	VariablesUnused   Name = "variables_unused"   // variables of one account, and there may be several
 	CredentialsUnused Name = "credentials_unused" // credentials for NATS, and the server is the embedded one
 	EmbeddedStarted   Name = "embedded_started"   // the embedded NATS server runs
 	HTTPServed        Name = "http_served"        // the HTTP endpoints answer
