@@ -57,7 +57,7 @@ func newFleet(t testing.TB, n int) *fleetWorld {
 		w := prepareWorld(t, server.URL, unlimited, func(z *zulipsim.Server) {
 			z.Seed = uint64(i)
 			z.Heartbeat = func() time.Duration { return 80 * time.Second } // so that a poll waits for longer than a test does
-			z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned} // a poll of a paused one may still be on its way
+			z.Tolerate = []zulipsim.Complaint{zulipsim.AckPruned}          // a poll of a paused one may still be on its way
 		})
 		w.realm, w.stream = fmt.Sprintf("r%d", i), fmt.Sprintf("ZULIP_r%d", i)
 		w.zulip.Complain(t, w.isStored)
