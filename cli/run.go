@@ -112,7 +112,12 @@ func (a *app) follow(ctx context.Context, c *Config, log zerolog.Logger) error {
 		found.AskState = watch.askState
 	}
 	defer service.Start(conn, found)()
-	b := buildBridge(conn, c, r, g, writer)
+	shared, unshare, err := newSharing(ctx, conn, c, writer, log)
+	if err != nil {
+		return err
+	}
+	defer unshare()
+	b := buildBridge(conn, c, r, g, writer, shared)
 	watch.bridge.Store(b)
 	hours, end := context.WithCancel(ctx)
 	defer end()
