@@ -25,7 +25,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"zulip-nats/bridge"
-	"zulip-nats/lease"
+	"zulip-nats/fleet"
 	"zulip-nats/poller"
 	"zulip-nats/redact"
 	"zulip-nats/stream"
@@ -501,21 +501,18 @@ func (k *checker) store(ctx context.Context, conn *stream.Conn, api string, real
 	if !there || ctx.Err() != nil {
 		return
 	}
-	replicas := max(k.r.New.Replicas, 1)
 	name := cmp.Or(k.r.Stream, stream.DefaultName(realm.String()))
 	var about *jetstream.StreamInfo
 	if s != nil {
 		defer s.Close()
 		name = s.Name()
-		if about = k.settings(ctx, conn, api, s); about != nil {
-			replicas = about.Config.Replicas
-		}
+		about = k.settings(ctx, conn, api, s)
 	}
 	k.room(conn, about)
 	k.rights(ctx, conn, api, name, realm, s)
 	k.erasing(ctx, conn, api, name, s)
 	k.objects(ctx, conn, api, realm)
-	k.lease(ctx, conn, realm, replicas)
+	k.lease(ctx, conn, realm)
 	if about != nil && !about.TimeStamp.IsZero() {
 		k.clock("NATS' clock", time.Until(about.TimeStamp))
 	} else {
@@ -795,20 +792,20 @@ func (k *checker) objects(ctx context.Context, conn *stream.Conn, api string, re
 }
 
 // lease looks whether several instances could agree on one.
-func (k *checker) lease(ctx context.Context, conn *stream.Conn, realm subjects.Realm, replicas int) {
+func (k *checker) lease(ctx context.Context, conn *stream.Conn, realm subjects.Realm) {
 	if k.c.NoLease {
 		k.note("lease", "not wanted (--no-lease)")
 		return
 	}
-	there, err := lease.Look(ctx, lease.Config{Conn: conn, Realm: realm.String(), TTL: k.c.LeaseTTL, Replicas: replicas,
-		Domain: k.c.JSDomain, APIPrefix: k.c.JSAPIPrefix})
+	there, err := fleet.Look(ctx, fleet.Config{Conn: conn, TTL: k.c.LeaseTTL, Domain: k.c.JSDomain,
+		APIPrefix: k.c.JSAPIPrefix}, realm.String())
 	switch {
 	case err != nil:
 		k.warn("lease", "none can be had", "one instance works without, and two would end each other's polls: "+
 			err.Error())
 	case there:
-		k.ok("lease", "bucket "+lease.DefaultBucket+" is there")
+		k.ok("lease", "bucket "+fleet.DefaultBucket+" is there")
 	default:
-		k.ok("lease", "bucket "+lease.DefaultBucket+" is not there; run makes it")
+		k.ok("lease", "bucket "+fleet.DefaultBucket+" is not there; run makes it")
 	}
 }

@@ -45,8 +45,10 @@ type process struct {
 
 	connecting sync.Mutex
 	start      context.Context // of the first attempt to connect
+	working    context.Context // of the realms
 	conn       *stream.Conn    // nil: no realm has been let in yet
 	with       Config          // c, with the address of the embedded server if there is one
+	shared     *sharing        // nil with --no-lease
 	failed     error           // there will be no connection
 	unfind     func()          // ends what [process.beFound] began
 	undo       []func()        // in the reverse order
@@ -132,7 +134,7 @@ func (p *process) run(ctx context.Context) error {
 	}
 	work, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	p.end = end
+	p.end, p.working = end, work
 	defer func() {
 		for _, f := range slices.Backward(p.undo) {
 			f()
@@ -179,7 +181,7 @@ func (p *process) follow(ctx context.Context, f *followed) error {
 	if p.c.Show {
 		defer p.shows(ctx, conn, &p.with, g)()
 	}
-	b := buildBridge(conn, &p.with, f.r, g, p.writer)
+	b := buildBridge(conn, &p.with, f.r, g, p.writer, p.shared)
 	f.bridge.Store(b)
 	if err := b.Run(ctx); err != nil {
 		return err
@@ -234,7 +236,12 @@ func (p *process) connect() error {
 		return err
 	}
 	p.undo = append(p.undo, conn.Close)
-	p.conn = conn
+	shared, unshare, err := newSharing(p.working, conn, c, p.writer, log)
+	if err != nil {
+		return err
+	}
+	p.undo = append(p.undo, unshare)
+	p.conn, p.shared = conn, shared
 	p.beFound()
 	hours, end := context.WithCancel(context.Background())
 	go bridge.Hourly(hours, log, p.statuses)

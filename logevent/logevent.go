@@ -142,6 +142,7 @@ const (
 	LeaseUnsure      Name = "lease_unsure"      // it cannot be asked for, or renewed
 	LeaseRenewed     Name = "lease_renewed"     // the end of that
 	LeaseLost        Name = "lease_lost"        // this instance leads no more
+	HandedOver       Name = "handed_over"       // likewise, and another one asked for that
 	LeaseUnavailable Name = "lease_unavailable" // there is no lease here
 	Overtaken        Name = "overtaken"         // another instance stored events meanwhile
 )
