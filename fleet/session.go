@@ -279,7 +279,7 @@ func (s *session) renew(wait time.Duration) {
 		if err != nil || now.Revision != 0 && now.Revision < expected {
 			continue // a leader that was deposed
 		}
-		if parseCard(s.id, now.Value) != nil && now.Revision > expected {
+		if parseCard(s.id, now.Value) != nil && now.Revision > max(expected, s.lastAcked()) {
 			// One of our renewals was done and its answer lost, at the earliest the first
 			// of them.
 			if !s.confirm(now.Revision, unconfirmed, time.Time{}) {
@@ -296,6 +296,13 @@ func (s *session) renew(wait time.Duration) {
 		s.mu.Unlock()
 		s.poke()
 	}
+}
+
+// lastAcked is the revision of the last renewal that was acknowledged.
+func (s *session) lastAcked() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acked
 }
 
 // rest waits until the next renewal; false if there is none.

@@ -150,7 +150,7 @@ func (s *session) keep(now time.Time, later func(time.Time)) {
 	for realm, l := range s.leases {
 		c := s.view.claims[realm]
 		switch {
-		case c.revision == l.revision, c.revision < l.revision && !c.vanished && c.claim != nil:
+		case c.revision == l.revision && c.claim != nil && c.Instance == s.id: // else a bucket that was made anew
 			continue
 		case c.claim != nil && c.Instance == s.id && !c.vanished:
 			l.revision = c.revision // the answer to a write of ours was lost
