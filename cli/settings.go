@@ -221,8 +221,8 @@ func (s *settings) readSeveral(r *reading, paths []string) {
 		}
 		name, err := realmOf("", account.Site)
 		if err != nil {
-			r.wrong.add(0, configErrorf("%s: %s; or write a file with a section [realm \"NAME\"] for it, and name that with "+
-				"--config", where, err))
+			r.wrong.add(0, configErrorf("%s: its site gives no name for the realm that a NATS subject can hold: name it "+
+				"yourself, in a file with a section [realm \"NAME\"], and name that with --config", where))
 			continue
 		}
 		realm.Name, realm.who = name.String(), account.Email+" "+account.Site
@@ -318,17 +318,16 @@ func choose(options []*option, places ...map[string]origin) map[string]origin {
 
 // values complains of what is no value of its option.
 func (f *configFile) values() {
-	c := defaults()
-	options := map[string]*option{}
-	for _, o := range c.options() {
-		options[o.Name] = o
-	}
 	for _, sec := range f.sections {
 		for name, e := range sec.keys {
-			o := options[name]
-			if o == nil || name == "zuliprc" { // of the account
+			// Each on its own: what a port is worth must not depend on whether there is a URL.
+			c := defaults()
+			options := c.options()
+			i := slices.IndexFunc(options, func(o *option) bool { return o.Name == name })
+			if i < 0 || name == "zuliprc" { // of the account
 				continue
 			}
+			o := options[i]
 			if err := o.set(e.value); err != nil {
 				if redact.Text(e.value) != e.value {
 					err = errLikeKey
@@ -435,17 +434,18 @@ func (f *configFile) inline(sec *section, r *RealmConfig, values, where map[stri
 // about is known by the options that it names: where one of them is from the file, it is
 // the file's.
 func (s *settings) check(r *reading, outer map[string]origin) {
-	tell := func(err error, origins map[string]origin) {
-		line := 0
-		for _, m := range mentioned.FindAllStringSubmatch(err.Error(), -1) {
-			line = max(line, origins[m[1]].line)
+	tell := func(err error, places ...map[string]origin) {
+		for _, origins := range places {
+			line := 0
+			for _, m := range mentioned.FindAllStringSubmatch(err.Error(), -1) {
+				line = max(line, origins[m[1]].line)
+			}
+			if line > 0 {
+				r.file.complain(line, "%s", mentioned.ReplaceAllString(err.Error(), "$1"))
+				return
+			}
 		}
-		switch {
-		case line > 0:
-			r.file.complain(line, "%s", mentioned.ReplaceAllString(err.Error(), "$1"))
-		default:
-			r.wrong.add(0, err)
-		}
+		r.wrong.add(0, err)
 	}
 	// A context of the nats command says what the options do not, so it is looked at once
 	// the options are known.
@@ -454,11 +454,21 @@ func (s *settings) check(r *reading, outer map[string]origin) {
 	}
 	for i := range r.c.Realms {
 		for _, err := range r.c.Realms[i].check(r.c.NATS.URL) {
-			both := maps.Clone(r.process)
-			maps.Copy(both, r.realms[i])
-			tell(err, both)
+			tell(err, r.own(i), r.realms[i], r.process)
 		}
 	}
+}
+
+// own are the words of a realm's own section.
+func (r *reading) own(i int) map[string]origin {
+	if r.file != nil {
+		for _, sec := range r.file.sections {
+			if sec.kind == "realm" && sec.realm == r.c.Realms[i].Name {
+				return r.file.origins(sec)
+			}
+		}
+	}
+	return nil
 }
 
 // mentioned are the options that a sentence names, with their variables.
