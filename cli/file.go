@@ -525,8 +525,14 @@ func (f *configFile) known(n int, s *section, name string) bool {
 		f.complain(n, "%s is no key of the file: it is an option of the command line only", name)
 	default:
 		what := fmt.Sprintf("there is no key %s in %s", shownKey(name), head)
+		var others []string
+		for _, kind := range sectionKinds {
+			others = append(others, keysOf(kind)...)
+		}
 		if like := cmp.Or(near(plain, here), near(s.kind+"-"+plain, here)); like != "" {
 			what += " (is " + like + " meant?)"
+		} else if like := near(plain, others); like != "" {
+			what += " (is " + like + " meant? It stands below " + sectionFor(like) + ")"
 		} else {
 			what += "; a key has the name of an option, and `zulip-nats run --help` lists those"
 		}

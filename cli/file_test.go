@@ -54,8 +54,8 @@ func (s *story) rc(name, email, site string) string {
 // a is the one realm that most files of these tests have; it begins at line 1.
 const a = "[realm \"a\"]\nzuliprc = a.rc\n"
 
-// Each thing that can be wrong with a file has its sentence, all of them are there at once,
-// sorted by line, and each names the file.
+// Each thing that can be wrong with a file has its sentence, all of them are there at
+// once, sorted by line, and each names the file.
 func TestFileComplaints(t *testing.T) {
 	s := begin(t)
 	s.rc("a.rc", "bot@a.example.org", "https://a.example.org")
@@ -63,12 +63,13 @@ func TestFileComplaints(t *testing.T) {
 		text string
 		want []string // FILE: is in front of each
 	}{
-		"an unknown key": {a + "max_age = 3d\nmax-agee = 3d\nfoo = bar\n[nats]\nurl = x\nnats-ulr = x\n", []string{
+		"an unknown key": {a + "max_age = 3d\nmax-agee = 3d\nfoo = bar\n[nats]\nurl = x\nnats-ulr = x\nmax-agee = x\n", []string{
 			`line 3: there is no key max_age in [realm "a"] (is max-age meant?)`,
 			`line 4: there is no key max-agee in [realm "a"] (is max-age meant?)`,
 			"line 5: there is no key foo in [realm \"a\"]; a key has the name of an option, and `zulip-nats run --help` lists those",
 			`line 7: there is no key url in [nats] (is nats-url meant?)`,
-			`line 8: there is no key nats-ulr in [nats] (is nats-url meant?)`}},
+			`line 8: there is no key nats-ulr in [nats] (is nats-url meant?)`,
+			`line 9: there is no key max-agee in [nats] (is max-age meant? It stands below [stream], for all realms, or [realm "NAME"])`}},
 		"a key that belongs elsewhere": {a + "log-level = debug\nrealm = b\nname = b\n[stream]\nmoved-from = https://x.org\n" +
 			"queue-life = 2d\nstate-dir = x\nemail = x\n[http]\nshow = true\nnats-port = 1\ninsecure = true\n[log]\nzuliprc = x\n", []string{
 			`line 3: log-level does not belong to [realm "a"]: write it below [log]`,

@@ -28,8 +28,8 @@ import (
 //   - --config FILE: each section [realm "NAME"] is one; see file.go.
 //
 // What holds for the process is in the flag, else the variable, else the file. What holds
-// for a realm is in its own section, else the flag, the variable, [stream] or [queue]. So a
-// flag about realms is the default of all.
+// for a realm is in its own section, else the flag, the variable, [stream] or [queue].
+// So a flag about realms is the default of all.
 //
 // It is made once for each run of the program. Its methods are not for several goroutines
 // at a time.
@@ -67,7 +67,6 @@ type origin struct {
 	word string
 	from string // --max-age, ZULIP_NATS_MAX_AGE, or acme.ini:12
 	line int    // of the file, 0 if it is from elsewhere
-	cut  bool   // a comment was cut off behind it
 }
 
 // read looks at everything anew: the file, and what it names. The Config is new each time,
@@ -141,8 +140,8 @@ func (s *settings) unusedVariables() (names []string) {
 func (s *settings) warn(log zerolog.Logger) {
 	if unused := s.unusedVariables(); len(unused) > 0 {
 		logevent.VariablesUnused.Warn(log).
-			Msgf("several organizations are named, and these variables can stand for the account of none: %s; they are not "+
-				"used, so unset them", strings.Join(unused, ", "))
+			Msgf("--config or several --zuliprc say which accounts there are, and these variables can stand for none of "+
+				"them: %s; they are not used, so unset them", strings.Join(unused, ", "))
 	}
 }
 
@@ -273,7 +272,7 @@ func (s *settings) readFile(r *reading) {
 		for _, other := range r.c.Realms {
 			if realm.who != "" && other.who == realm.who {
 				f.complain(sec.line, "[%s] has the account of [realm %q] (line %d): leave one of the two out, or correct its "+
-					"account", sec.title(), other.Name, f.lineOf(other.Name))
+					"account", sec.title(), other.Name, f.section(other.Name).line)
 			}
 		}
 		r.c.Realms, r.realms = append(r.c.Realms, realm), append(r.realms, origins)
@@ -343,23 +342,18 @@ func (f *configFile) values() {
 	}
 }
 
+// section is the one of a realm that is known to have one.
+func (f *configFile) section(realm string) *section {
+	return f.sections[slices.IndexFunc(f.sections, func(s *section) bool { return s.kind == "realm" && s.realm == realm })]
+}
+
 // origins are the words of a section.
 func (f *configFile) origins(sec *section) map[string]origin {
 	words := map[string]origin{}
 	for name, e := range sec.keys {
-		words[name] = origin{word: e.value, from: fmt.Sprintf("%s:%d", f.shown, e.line), line: e.line, cut: e.cut}
+		words[name] = origin{word: e.value, from: fmt.Sprintf("%s:%d", f.shown, e.line), line: e.line}
 	}
 	return words
-}
-
-// lineOf is the line of a realm's section.
-func (f *configFile) lineOf(realm string) int {
-	for _, sec := range f.sections {
-		if sec.kind == "realm" && sec.realm == realm {
-			return sec.line
-		}
-	}
-	return 0
 }
 
 // account fills in the account of a realm, and complains if it is none.
@@ -461,14 +455,10 @@ func (s *settings) check(r *reading, outer map[string]origin) {
 
 // own are the words of a realm's own section.
 func (r *reading) own(i int) map[string]origin {
-	if r.file != nil {
-		for _, sec := range r.file.sections {
-			if sec.kind == "realm" && sec.realm == r.c.Realms[i].Name {
-				return r.file.origins(sec)
-			}
-		}
+	if r.file == nil {
+		return nil
 	}
-	return nil
+	return r.file.origins(r.file.section(r.c.Realms[i].Name))
 }
 
 // mentioned are the options that a sentence names, with their variables.

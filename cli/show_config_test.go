@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
@@ -231,6 +232,43 @@ func TestCheckOfSeveral(t *testing.T) {
 	e = s.runs("check", "--config", s.writes("acme.ini", "[foo]\n[bar]\n"), "--json")
 	if list := readFindings(t, e.stdout); e.code != 1 || len(with(list, "fail")) != 2 || len(list) != 2 {
 		t.Errorf("exit code %d, %v", e.code, list)
+	}
+}
+
+// run follows an organization of a file whose account stands in it, and says the key nowhere.
+func TestRunByFile(t *testing.T) {
+	s := begin(t)
+	zulip := &zulipsim.Server{}
+	site := zulip.Start(t)
+	bot := zulip.Account("bot@example.com")
+	server := natstest.Start(t)
+	s.writes("bot.key", bot.Key+"\n")
+	for name, key := range map[string]string{"inside": "key = " + bot.Key, "outside": "key_file = bot.key"} {
+		began := time.Now()
+		path := s.writes("acme.ini", fmt.Sprintf("[nats]\nnats-url = %s\nno-lease = true\n[log]\nlog-level = trace\n[realm %q]\nemail = %s\n%s\nsite = %s\n",
+			server.URL, name, bot.Email, key, site))
+		t.Setenv("ZULIP_EMAIL", "other@example.com")
+		p := s.starts("run", "--config", path)
+		p.waits("a poll that waits", func() bool {
+			return slices.ContainsFunc(zulip.Queues(), func(q zulipsim.QueueInfo) bool {
+				return q.Dead == "" && q.Waiting && q.LastWait.After(began)
+			})
+		})
+		if code := p.stops(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		log := p.err.String()
+		for _, word := range []string{`"event":"variables_unused"`, `"account":"bot@example.com"`, `"realm":"` + name + `"`} {
+			if !strings.Contains(log, word) {
+				t.Errorf("the log does not say %s:\n%s", word, log)
+			}
+		}
+		if strings.Contains(log, bot.Key) {
+			t.Errorf("the key is in\n%s", log)
+		}
+		if _, err := server.JetStream().Stream(t.Context(), "ZULIP_"+name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
