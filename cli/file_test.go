@@ -105,7 +105,7 @@ func TestFileComplaints(t *testing.T) {
 		"one account twice": {a + "[realm \"b\"]\nemail = bot@a.example.org\nkey = " + someKey + "\nsite = a.example.org/api\n", []string{
 			`line 3: [realm "b"] has the account of [realm "a"] (line 1): leave one of the two out, or correct its account`}},
 		"values": {a + "max-age = forever\nerase-deleted = maybe\nqueue-life =\nstate = # none\nsubjects\ncloudevents\n[nats]\n" +
-			"lease-ttl = 2.5s\nnats-url = http://x\nnats-port = 1x ; y\n[http]\nhttp = x\n", []string{
+			"lease-ttl = 2.5s\nnats-url = http://x\nnats-port = 1x ; y\n[http]\nhttp = x\npprof = true\n[stream]\nreplicas = 3\n", []string{
 			`line 3: max-age: "forever" is no duration: write it like 90s, 24h or 7d`,
 			`line 4: erase-deleted: "maybe" is neither true nor false`,
 			`line 5: queue-life has no value: write one behind the =, or take the line away`,

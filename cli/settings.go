@@ -57,6 +57,7 @@ type reading struct {
 	c     *Config
 	file  *configFile // nil: none is named
 	wrong complaints
+	bad   map[string]bool // options with a word that is wrong, wherever it stands
 
 	process map[string]origin   // where each setting of c is from, by the option's name
 	realms  []map[string]origin // the same for each of c.Realms
@@ -76,7 +77,7 @@ type origin struct {
 // That a zuliprc or a key_file cannot be read, or has no account in it, is no complaint
 // where the realm has a name: it is the trouble of that realm alone, and may pass.
 func (s *settings) read() (*Config, error) {
-	r := &reading{}
+	r := &reading{bad: map[string]bool{}}
 	s.last = r
 	path, source, err := s.config.word()
 	switch rcs := s.zuliprcs(); {
@@ -196,6 +197,7 @@ func (s *settings) outer(r *reading, forbidden map[string]string) map[string]ori
 			words[o.Name] = origin{word: word, from: from}
 			if err := o.take(word, from); err != nil {
 				r.wrong.add(0, err)
+				r.bad[o.Name] = true
 			}
 		}
 	}
@@ -249,7 +251,7 @@ func (s *settings) readFile(r *reading) {
 		"realm":      why + "the file has the name of each in the head of its section, [realm \"NAME\"]",
 		"moved-from": why + "write moved-from = URL into its section [realm \"NAME\"] of the file",
 	})
-	f.values()
+	f.values(r.bad)
 	shared := map[string]origin{}
 	for _, sec := range f.sections {
 		if sec.kind != "realm" {
@@ -315,8 +317,8 @@ func choose(options []*option, places ...map[string]origin) map[string]origin {
 	return chosen
 }
 
-// values complains of what is no value of its option.
-func (f *configFile) values() {
+// values complains of what is no value of its option, and adds those options to bad.
+func (f *configFile) values(bad map[string]bool) {
 	for _, sec := range f.sections {
 		for name, e := range sec.keys {
 			// Each on its own: what a port is worth must not depend on whether there is a URL.
@@ -328,6 +330,7 @@ func (f *configFile) values() {
 			}
 			o := options[i]
 			if err := o.set(e.value); err != nil {
+				bad[name] = true
 				if redact.Text(e.value) != e.value {
 					err = errLikeKey
 				}
@@ -426,12 +429,17 @@ func (f *configFile) inline(sec *section, r *RealmConfig, values, where map[stri
 
 // check says what is wrong with settings that are right one by one. What a complaint is
 // about is known by the options that it names: where one of them is from the file, it is
-// the file's.
+// the file's. Where one of them has a wrong word, that was said already, and what it would
+// be is not known.
 func (s *settings) check(r *reading, outer map[string]origin) {
 	tell := func(err error, places ...map[string]origin) {
+		names := mentioned.FindAllStringSubmatch(err.Error(), -1)
+		if slices.ContainsFunc(names, func(m []string) bool { return r.bad[m[1]] }) {
+			return
+		}
 		for _, origins := range places {
 			line := 0
-			for _, m := range mentioned.FindAllStringSubmatch(err.Error(), -1) {
+			for _, m := range names {
 				line = max(line, origins[m[1]].line)
 			}
 			if line > 0 {

@@ -290,7 +290,7 @@ func FuzzConfigFile(f *testing.F) {
 	c := defaults()
 	s := newSettings(c.options())
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		r := &reading{file: &configFile{path: "/nonexistent/acme.ini", shown: "acme.ini"}}
+		r := &reading{bad: map[string]bool{}, file: &configFile{path: "/nonexistent/acme.ini", shown: "acme.ini"}}
 		r.file.parse(raw)
 		for _, sec := range r.file.sections {
 			for name, e := range sec.keys {
