@@ -172,7 +172,7 @@ func TestConfigAsAFile(t *testing.T) {
 		t.Fatalf("%d realms, and then %d:\n%s", len(before.Realms), len(after.Realms), text)
 	}
 	for i := range before.Realms {
-		if !before.Realms[i].sameAs(after.Realms[i]) {
+		if !same(before.Realms[i], after.Realms[i]) {
 			t.Errorf("before %+v\nafter  %+v", before.Realms[i], after.Realms[i])
 		}
 	}
