@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -265,9 +266,6 @@ func (s *session) claimFree(now time.Time, t tally, later func(time.Time)) (rest
 			continue
 		}
 		rests = false
-		if s.claims >= mostClaims {
-			break // whoever of them ends wakes us
-		}
 		room--
 		s.claims++
 		s.busy[k.realm]++
@@ -325,9 +323,16 @@ func (s *session) writeClaim(realm string, expected uint64) (uint64, error) {
 	return revision, err
 }
 
-// claim takes a realm that is free.
+// claim takes a realm that is free, when it is its turn.
 func (s *session) claim(realm string, expected uint64, from *deadLook) {
-	revision, err := s.writeClaim(realm, expected)
+	var revision uint64
+	err := context.Cause(s.ctx)
+	select {
+	case s.slots <- struct{}{}:
+		revision, err = s.writeClaim(realm, expected)
+		<-s.slots
+	case <-s.ctx.Done():
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.claims--
