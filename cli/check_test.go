@@ -361,7 +361,7 @@ func TestCheckWarns(t *testing.T) {
 			"$JS.API.CONSUMER.CREATE.KV_zulip_bridge"},
 		{"no right to make a bucket", lacking("$JS.API.STREAM.CREATE.KV_zulip_bridge"), nil, nil, "lease",
 			"$JS.API.STREAM.CREATE.KV_zulip_bridge"},
-		{"no right to consumers", lacking("$JS.API.CONSUMER.CREATE.>"), nil, nil, "consumers", "message by message"},
+		{"no right to consumers", lacking("$JS.API.CONSUMER.CREATE.ZULIP_acme.>"), nil, nil, "consumers", "message by message"},
 		{"discard new", nil, has(func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardNew }), nil, "stream",
 			"its discard policy is new"},
 		{"other limits than asked for", nil, has(func(*jetstream.StreamConfig) {}), []string{"--max-age", "30d"}, "stream",

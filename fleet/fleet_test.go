@@ -235,7 +235,11 @@ type desks struct {
 
 func (d *desks) open(cfg fleet.Config, realms ...string) *desk {
 	d.t.Helper()
-	k := &desk{all: d, leases: map[string]*fleet.Lease{}, Instance: instance(d.t, cfg)}
+	return d.openOn(instance(d.t, cfg), realms...)
+}
+
+func (d *desks) openOn(i *fleet.Instance, realms ...string) *desk {
+	k := &desk{all: d, leases: map[string]*fleet.Lease{}, Instance: i}
 	ctx, cancel := context.WithCancel(d.t.Context())
 	k.stop = cancel
 	d.mu.Lock()

@@ -18,6 +18,9 @@ const (
 	mostClaims = 32
 	// deadEvery is how often the processes of this machine are looked at, at most.
 	deadEvery = 250 * time.Millisecond
+	// mostStalls is how often the time is doubled after which a watch counts as standing
+	// still.
+	mostStalls = 5
 	// askFor is how long one realm is asked for before it is another one's turn, in lives
 	// of a key.
 	askFor = 10
@@ -122,10 +125,12 @@ func (s *session) watchWatch(now time.Time, later func(time.Time)) {
 		since = latest(since, v.begun)
 	}
 	if s.updates != nil && v.seen < s.acked {
-		if due := since.Add(s.settled()); now.Before(due) {
+		// Longer each time: a watch that is slow, and for long, is better than none.
+		if due := since.Add(s.settled() << min(s.stalls, mostStalls)); now.Before(due) {
 			later(due)
 		} else {
 			s.rewatch = true
+			s.stalls++
 		}
 	}
 	if !s.rewatch {
