@@ -248,6 +248,9 @@ func (s *Stream) AppendEach(ctx context.Context, after Cursor, source Source) (C
 		return after, newConnError(s.label, err, false)
 	}
 	f.lastly = s.link.nc.LastError()
+	// What a realm in which nothing happens would hold for hours: the window of the
+	// poller in which the last message is.
+	defer func() { s.out.msg.Data = nil }()
 	at, err := f.append(after)
 	if err != nil {
 		return after, f.permitted(err)
