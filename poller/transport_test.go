@@ -24,7 +24,6 @@ import (
 type crowd struct {
 	*httptest.Server
 	account     Account
-	streams     int          // at once; 0: as many as net/http allows
 	connections atomic.Int64 // so far
 	open        atomic.Int64 // of them
 	waiting     atomic.Int64
