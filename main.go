@@ -25,20 +25,19 @@ func main() {
 	// quotes it: that would be people's messages.
 	log.SetOutput(io.Discard)
 	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	hangup := make(chan os.Signal, 1)
 	switch {
 	case signal.Ignored(syscall.SIGHUP): // nohup
 	case term.IsTerminal(int(os.Stdin.Fd())) || term.IsTerminal(int(os.Stderr.Fd())):
 		ends = append(ends, syscall.SIGHUP) // whoever started it on this terminal has closed it
 	default:
-		// A daemon is sent it to read its settings again, and not to end. There is
-		// nothing to be done: the zuliprc is read again when Zulip refuses the key,
-		// certificates and credentials at each connection.
-		signal.Ignore(syscall.SIGHUP)
+		signal.Notify(hangup, syscall.SIGHUP) // a daemon reads its settings again, and does not end
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	// The first signal asks for a clean stop. A second one ends the program as if it had
 	// no handler, a second later: a terminal that is closed, a timeout command and the
 	// like send two at once.
 	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
+	ctx = cli.WithHangup(ctx, hangup)
 	os.Exit(cli.Run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

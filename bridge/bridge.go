@@ -171,7 +171,7 @@ type Bridge struct {
 	recordsMade int64
 	unlike      string // options that Zulip did not take at a change-over
 	state       state  // of the organization, for those who start today
-	deposed     bool   // the lease was lost, and not had again since
+	deposed     bool   // the lease was lost or handed over, and not had again since
 
 	objects      health.Condition // the object store takes nothing: objectsAwaited, then objectsGone
 	unregistered health.Condition // Zulip registers no queue
@@ -216,6 +216,11 @@ func (b *Bridge) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, errStopped):
 			return nil
+		case errors.Is(err, errAsked):
+			b.poller.Close()
+			logevent.HandedOver.Info(b.log).Msg("handed over: another instance is to lead, so that each has its share")
+			b.deposed = true
+			continue
 		case !errors.Is(err, errNotLeader):
 			return err
 		}
@@ -229,7 +234,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // errStopped says that ctx ended and nothing is left to be done.
 var errStopped = errors.New("stopped")
 
-// term works from acquiring the lease until it is lost, or until the stop. Where
+// term works from acquiring the lease until it is lost or handed over, or until the stop. Where
 // the queue is to be deleted, a stop gives the start a little time to find out which
 // queue, and who leads.
 func (b *Bridge) term(ctx context.Context) error {
@@ -288,6 +293,7 @@ func (b *Bridge) term(ctx context.Context) error {
 	wctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(l.Context(), func() { cancel(notLeader(l)) })()
+	defer context.AfterFunc(l.Asked(), func() { cancel(errAsked) })()
 	return b.office(ctx, wctx)
 }
 

@@ -47,40 +47,56 @@ func (w Work) MarshalZerologObject(e *zerolog.Event) {
 
 // Hourly logs one line an hour until ctx ends: what the bridges of this process did in
 // that hour, and how long it would take until Zulip drops the first of their queues, if
-// no poll came any more.
-func Hourly(ctx context.Context, log zerolog.Logger, bridges ...*Bridge) {
+// no poll came any more. realms gives the status of each; one that was started again
+// counts from 0.
+func Hourly(ctx context.Context, log zerolog.Logger, realms func() []Status) {
 	hours := time.NewTicker(time.Hour)
 	defer hours.Stop()
-	var before Work
+	before := map[string]Work{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hours.C:
 		}
-		var now Work
+		var hour Work
 		var first time.Time
-		for _, b := range bridges {
-			s := b.Status()
+		now := map[string]Work{}
+		for _, s := range realms() {
 			w := s.Counters.Work()
-			now.Events += w.Events
-			now.Bytes += w.Bytes
-			now.Polls += w.Polls
-			now.Gaps += w.Gaps
-			now.Refilled += w.Refilled
-			now.Erased += w.Erased
-			now.Excluded += w.Excluded
+			now[s.Realm] = w
+			hour.Add(w.since(before[s.Realm]))
 			if e := s.Expires; !e.IsZero() && (first.IsZero() || e.Before(first)) {
 				first = e
 			}
 		}
-		line := logevent.Hourly.Info(log).EmbedObject(Work{now.Events - before.Events, now.Bytes - before.Bytes,
-			now.Polls - before.Polls, now.Gaps - before.Gaps, now.Refilled - before.Refilled, now.Erased - before.Erased,
-			now.Excluded - before.Excluded})
+		line := logevent.Hourly.Info(log).EmbedObject(hour)
 		if !first.IsZero() {
 			line.Stringer("queue_lives_for", max(time.Until(first), 0).Round(time.Second))
 		}
 		line.Msg("the last hour")
 		before = now
 	}
+}
+
+// Add adds what another bridge did.
+func (w *Work) Add(more Work) {
+	w.Events += more.Events
+	w.Bytes += more.Bytes
+	w.Polls += more.Polls
+	w.Gaps += more.Gaps
+	w.Refilled += more.Refilled
+	w.Erased += more.Erased
+	w.Excluded += more.Excluded
+}
+
+// since is what was done since another count of the same bridge, or of one that was before
+// it and had done more.
+func (w Work) since(before Work) Work {
+	if w.Polls < before.Polls || w.Events < before.Events {
+		return w
+	}
+	return Work{Events: w.Events - before.Events, Bytes: w.Bytes - before.Bytes, Polls: w.Polls - before.Polls,
+		Gaps: w.Gaps - before.Gaps, Refilled: w.Refilled - before.Refilled, Erased: w.Erased - before.Erased,
+		Excluded: w.Excluded - before.Excluded}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -85,9 +86,17 @@ func hours(t *testing.T, instances int, f func(w *world, log *lines)) {
 			time.Sleep(time.Second)
 			bridges = append(bridges, i.bridge)
 		}
+		statuses := func() (list []bridge.Status) {
+			for i, b := range bridges {
+				s := b.Status()
+				s.Realm = strconv.Itoa(i) // as if they were of different realms
+				list = append(list, s)
+			}
+			return list
+		}
 		ctx, end := context.WithCancel(context.Background())
 		ended := make(chan struct{})
-		go func() { defer close(ended); bridge.Hourly(ctx, w.log, bridges...) }()
+		go func() { defer close(ended); bridge.Hourly(ctx, w.log, statuses) }()
 		defer func() { end(); <-ended }()
 		time.Sleep(time.Minute) // the lines of the start
 		f(w, log)

@@ -905,13 +905,16 @@ func TestDeleteThatFailedAndKills(t *testing.T) {
 // scriptedLease is a lease that ends when the test says so: by its context, or by the
 // holder's clock alone.
 type scriptedLease struct {
-	ctx  context.Context
-	end  context.CancelFunc
-	over atomic.Bool
-	had  atomic.Int32 // how often it was asked for
+	ctx   context.Context
+	end   context.CancelFunc
+	asked context.Context
+	ask   context.CancelFunc
+	over  atomic.Bool
+	had   atomic.Int32 // how often it was asked for
 }
 
 func (l *scriptedLease) Context() context.Context      { return l.ctx }
+func (l *scriptedLease) Asked() context.Context        { return l.asked }
 func (l *scriptedLease) Held() bool                    { return !l.over.Load() && l.ctx.Err() == nil }
 func (l *scriptedLease) Release(context.Context) error { return nil }
 
@@ -919,6 +922,7 @@ func (l *scriptedLease) Release(context.Context) error { return nil }
 func (w *world) scriptedLease() *scriptedLease {
 	l := &scriptedLease{}
 	l.ctx, l.end = context.WithCancel(context.Background())
+	l.asked, l.ask = context.WithCancel(context.Background())
 	w.configure = func(c *bridge.Config) {
 		c.Acquire = func(ctx context.Context, _ func(string)) (bridge.Lease, error) {
 			if l.had.Add(1) == 1 {

@@ -621,6 +621,7 @@ func (t *term) renew(g *gate) {
 }
 
 func (t *term) Context() context.Context { return t.ctx }
+func (t *term) Asked() context.Context   { return context.Background() }
 
 func (t *term) Held() bool {
 	t.mu.Lock()

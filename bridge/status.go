@@ -26,10 +26,15 @@ const (
 	WaitingNATS  State = "waiting-nats"  // in any of these but Standby: NATS does not serve what is needed
 	WaitingZulip State = "waiting-zulip" // likewise, Zulip
 	Stopped      State = "stopped"       // Run has returned
+
+	// NeedsOperator is that of a realm whose Run has returned with an error, in a process
+	// that has others.
+	NeedsOperator State = "needs-operator"
 )
 
 // States are all of them.
-var States = []State{Starting, Standby, Registering, Refilling, Following, WaitingNATS, WaitingZulip, Stopped}
+var States = []State{Starting, Standby, Registering, Refilling, Following, WaitingNATS, WaitingZulip, Stopped,
+	NeedsOperator}
 
 // Whose trouble it is, in [Status] and in [Error].
 const (
@@ -38,6 +43,8 @@ const (
 	SideLease   = "lease"
 	SideObjects = "object store"
 	SideErasing = "erasing"
+	// SideOperator is that of a realm that an operator has to mend.
+	SideOperator = "operator"
 )
 
 // Status is how a bridge is at one moment. What does not hold now is zero: who does not

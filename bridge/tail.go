@@ -41,13 +41,16 @@ type Stream interface {
 	Edited() uint64
 }
 
-// Lease says who of several instances works (package lease). It is there for economy, one
+// Lease says who of several instances works (package fleet). It is there for economy, one
 // poller at a time; safety is the compare-and-swap.
 type Lease interface {
 	// Context ends when the lease is lost.
 	Context() context.Context
 	// Held says whether the lease still runs, by our own clock.
 	Held() bool
+	// Asked ends when another instance is to have it: what is in hand is finished, and it is
+	// released.
+	Asked() context.Context
 	// Release hands it over at once.
 	Release(ctx context.Context) error
 }
@@ -112,6 +115,10 @@ var errMoved = errors.New("the stream has moved on")
 
 // errNotLeader says that the lease is gone.
 var errNotLeader = errors.New("this instance does not lead any more")
+
+// errAsked says that another instance is to have the lease. It is no loss of it: what is
+// under way is finished first.
+var errAsked = errors.New("another instance is to lead")
 
 // notLeader is errNotLeader with the reason.
 func notLeader(l Lease) error {
@@ -530,7 +537,7 @@ func (t *tail) leading() error {
 }
 
 // graceful gives a context that outlives ctx by stopGrace, so that a write under way at a
-// stop is settled. A lost lease has no grace.
+// stop, or when the lease is to be handed over, is settled. A lost lease has no grace.
 func (t *tail) graceful(ctx context.Context) (context.Context, context.CancelFunc) {
 	g, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {

@@ -4,7 +4,8 @@
 //
 // One file for each command, and for the whole: app.go (the commands, errors and exit
 // codes), option.go (a flag and its variables), config.go (the settings of `run`, which
-// are the manual), context.go (a context of the nats command into settings), wire.go
+// are the manual), settings.go (where they come from), file.go (the file of --config),
+// context.go (a context of the nats command into settings), wire.go
 // (settings into parts), greet.go (what the log says at the start), serve.go (--http),
 // log.go. completion.go and man.go print what the options are, for shells and for man. The
 // demo has four: what it is (demo.go), what is done in it (demo_story.go), the bridge in a
@@ -86,7 +87,7 @@ func (a *app) urfave() *urfave.App {
 			&urfave.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "the same as the command version",
 				DisableDefaultText: true}},
 		CommandNotFound: func(c *urfave.Context, name string) { a.wrong = noCommand(c.App, name) },
-		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.status(), a.state(), a.health(), a.demo(), a.demoBridge(),
+		Commands: []*urfave.Command{a.run(), a.tail(), a.check(), a.showConfig(), a.status(), a.state(), a.health(), a.demo(), a.demoBridge(),
 			a.schema(), a.asyncapi(), a.version(), a.completion(), a.man(), a.help()},
 		Action: func(c *urfave.Context) error {
 			if name := c.Args().First(); name != "" {

@@ -25,7 +25,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"zulip-nats/bridge"
-	"zulip-nats/lease"
+	"zulip-nats/fleet"
 	"zulip-nats/poller"
 	"zulip-nats/redact"
 	"zulip-nats/stream"
@@ -49,37 +49,47 @@ const (
 
 func (a *app) check() *urfave.Command {
 	c := defaults()
-	c.LogLevel = zerolog.Disabled
-	k := checker{app: a, c: &c, r: &c.Realms[0]}
+	s := newSettings(c.settings())
+	k := checker{app: a}
 	const category = "Check"
-	options := append(c.settings(),
+	level, format := zerolog.Disabled, LogAuto
+	own := append([]*option{
 		opt(category, "json", "a JSON object in each line instead of words", "", truth(&k.json), yes),
 		opt(category, "wait", "`TIME` to wait for Zulip, and then for NATS, to be there", "one try each",
 			duration(&k.wait, 0, time.Hour)),
-		opt(category, "offline", "look at settings and files only, and connect to nothing", "", truth(&k.offline), yes))
-	options = append(options, logOptions(&c.LogLevel, &c.LogFormat, "none")...)
+		opt(category, "offline", "look at settings and files only, and connect to nothing", "", truth(&k.offline), yes),
+	}, logOptions(&level, &format, "none")...)
 	return &urfave.Command{
-		Name:      "check",
-		Usage:     "look at all that run needs, and leave nothing behind",
-		UsageText: "zulip-nats check --zuliprc FILE [--nats-url URL] [--json] [--wait TIME] [--offline] [options of run]",
+		Name:  "check",
+		Usage: "look at all that run needs, and leave nothing behind",
+		UsageText: "zulip-nats check --zuliprc FILE [--nats-url URL] [--json] [--wait TIME] [--offline] [options of run]\n" +
+			"zulip-nats check --config FILE [--json] [--wait TIME] [--offline] [options of run]",
 		Description: "Takes the options of run about Zulip, NATS and the stream, and prints a line for each thing that " +
 			"was looked at: ok, note (to know), warn (run works, and not all of it), or FAIL with what to do.\nWith --json each line is an object with " +
-			"result (ok, note, warn, fail), what, seen, and for warn and fail remedy.\nIt is for people. Do not put it " +
+			"result (ok, note, warn, fail), what, seen, and for warn and fail remedy; with several " +
+			"organizations realm, too, which is in front of the words otherwise.\nIt is for people. Do not put it " +
 			"before a start: run waits for what is away.\nExit codes: 0 no FAIL, 1 there is one, 2 usage.",
-		Flags: flags(options),
+		Flags: flags(append(s.options, own...)),
 		Action: func(u *urfave.Context) error {
-			err := errors.Join(parse(options), c.check())
+			c, err := s.read()
+			err = errors.Join(err, parse(own))
 			if is[usageError](err) {
 				return err
 			}
 			_, terminal := terminalOf(a.stdout)
 			k.signs = terminal && !k.json && os.Getenv("NO_COLOR") == ""
 			if err != nil {
-				k.fail("settings", "they cannot be used", err.Error())
+				for text := range strings.SplitSeq(err.Error(), "\n") {
+					k.fail("settings", "they cannot be used", text)
+				}
 			} else {
-				k.log = newLog(a.stderr, c.LogFormat, c.LogLevel)
+				k.c, k.log = c, newLog(a.stderr, format, level)
 				if unknown := unknownVariables(u.App.Commands); len(unknown) > 0 {
 					k.warn("variables", strings.Join(unknown, ", "), "no option has these variables: correct or unset them")
+				}
+				if unused := s.unusedVariables(); len(unused) > 0 {
+					k.warn("variables", strings.Join(unused, ", "), "they can stand for the account of none of several "+
+						"organizations, and are not used: unset them")
 				}
 				k.all(u.Context)
 			}
@@ -97,8 +107,9 @@ func (a *app) check() *urfave.Command {
 // finding is what came of looking at one thing. It is a line of the output, and with
 // --json its object, which scripts rely on.
 type finding struct {
-	Result string `json:"result"` // ok, note, warn, fail
-	What   string `json:"what"`   // which thing: zuliprc, stream, ...
+	Realm  string `json:"realm,omitempty"` // where there are several, and it is about one of them
+	Result string `json:"result"`          // ok, note, warn, fail
+	What   string `json:"what"`            // which thing: zuliprc, stream, ...
 	Seen   string `json:"seen"`
 	Remedy string `json:"remedy,omitempty"` // why it is wrong and what to do; of warn and fail
 }
@@ -109,8 +120,11 @@ type finding struct {
 type checker struct {
 	*app
 	c   *Config
-	r   *RealmConfig
+	r   *RealmConfig // the one that is looked at
 	log zerolog.Logger
+
+	realm string // its name, where there are several
+	width int    // of the longest such name, and the blanks behind it
 
 	json, offline, signs bool
 	wait                 time.Duration
@@ -119,19 +133,22 @@ type checker struct {
 	lost          error // the output, or a part of it, could not be written
 }
 
-func (k *checker) ok(what, seen string)           { k.print(finding{"ok", what, seen, ""}) }
-func (k *checker) note(what, seen string)         { k.print(finding{"note", what, seen, ""}) }
-func (k *checker) warn(what, seen, remedy string) { k.print(finding{"warn", what, seen, remedy}) }
+func (k *checker) ok(what, seen string)   { k.print(finding{Result: "ok", What: what, Seen: seen}) }
+func (k *checker) note(what, seen string) { k.print(finding{Result: "note", What: what, Seen: seen}) }
+func (k *checker) warn(what, seen, remedy string) {
+	k.print(finding{Result: "warn", What: what, Seen: seen, Remedy: remedy})
+}
 
 // fail is a cross. Errors are sentences that say what to do already, so they are the
 // remedy.
 func (k *checker) fail(what, seen, remedy string) {
 	k.wrong++
-	k.print(finding{"fail", what, seen, remedy})
+	k.print(finding{Result: "fail", What: what, Seen: seen, Remedy: remedy})
 }
 
 func (k *checker) print(f finding) {
 	k.looked++
+	f.Realm = k.realm
 	if k.json {
 		e := json.NewEncoder(k.stdout) // which ends each with a line break
 		e.SetEscapeHTML(false)
@@ -147,16 +164,45 @@ func (k *checker) print(f finding) {
 	case sign == "fail":
 		sign = "FAIL"
 	}
-	text := fmt.Sprintf("%-4s  %-16s  %s\n", sign, f.What, clean(f.Seen))
+	text := fmt.Sprintf("%-4s  %-*s%-16s  %s\n", sign, k.width, f.Realm, f.What, clean(f.Seen))
 	if f.Remedy != "" {
-		text += fmt.Sprintf("%-4s  %-16s  -> %s\n", "", "", clean(f.Remedy))
+		text += fmt.Sprintf("%-4s  %-*s%-16s  -> %s\n", "", k.width, "", "", clean(f.Remedy))
 	}
 	_, err := io.WriteString(k.stdout, text)
 	k.lost = cmp.Or(k.lost, err)
 }
 
-// all looks at everything, as far as one thing does not rest on another that is wrong.
+// all looks at everything, as far as one thing does not rest on another that is wrong: at
+// each realm's account, and then at NATS, where there is one connection for all.
 func (k *checker) all(ctx context.Context) {
+	realms := make([]subjects.Realm, len(k.c.Realms))
+	if len(realms) > 1 {
+		for _, r := range k.c.Realms {
+			k.width = max(k.width, len(r.Name)+2)
+		}
+	}
+	for i := range realms {
+		if ctx.Err() == nil {
+			k.turnTo(i)
+			realms[i] = k.account(ctx)
+		}
+	}
+	k.realm = ""
+	if ctx.Err() == nil {
+		k.nats(ctx, realms)
+	}
+}
+
+// turnTo makes a realm the one that is looked at.
+func (k *checker) turnTo(i int) {
+	if k.r = &k.c.Realms[i]; len(k.c.Realms) > 1 {
+		k.realm = k.r.Name
+	}
+}
+
+// account looks at the Zulip side of the realm. The zero realm is one whose name is not
+// known.
+func (k *checker) account(ctx context.Context) subjects.Realm {
 	load := func() (poller.Account, error) { return poller.LoadAccount(k.r.Account) }
 	account, err := load()
 	if err != nil {
@@ -182,14 +228,16 @@ func (k *checker) all(ctx context.Context) {
 	if g != nil && !k.offline {
 		k.zulip(ctx, g, account)
 	}
-	if ctx.Err() == nil {
-		k.nats(ctx, realm)
-	}
+	return realm
 }
 
 // zuliprc looks at the file of the account, which was read.
 func (k *checker) zuliprc() {
 	path := k.r.Account.Path()
+	if path == "" {
+		k.ok("zuliprc", "none; the account is in "+k.r.Where)
+		return
+	}
 	shown := redact.Path(path)
 	info, err := os.Stat(path)
 	switch {
@@ -407,8 +455,8 @@ func (k *checker) clock(what string, ahead time.Duration) {
 	k.ok(what, seen)
 }
 
-// nats looks at the NATS side. The zero realm is one that is not known.
-func (k *checker) nats(ctx context.Context, realm subjects.Realm) {
+// nats looks at the NATS side, for each realm in turn.
+func (k *checker) nats(ctx context.Context, realms []subjects.Realm) {
 	c := k.c
 	if c.NATS.URL == "" {
 		k.embedded()
@@ -435,6 +483,16 @@ func (k *checker) nats(ctx context.Context, realm subjects.Realm) {
 	if !k.connected(ctx, conn, shown) {
 		return
 	}
+	for i, realm := range realms {
+		if ctx.Err() == nil {
+			k.turnTo(i)
+			k.store(ctx, conn, api, realm)
+		}
+	}
+}
+
+// store looks at what the realm needs in NATS. The zero realm is one that is not known.
+func (k *checker) store(ctx context.Context, conn *stream.Conn, api string, realm subjects.Realm) {
 	if realm == (subjects.Realm{}) {
 		k.note("stream", "not looked at: its name comes from the site of the zuliprc, or from --realm")
 		return
@@ -443,21 +501,18 @@ func (k *checker) nats(ctx context.Context, realm subjects.Realm) {
 	if !there || ctx.Err() != nil {
 		return
 	}
-	replicas := max(k.r.New.Replicas, 1)
 	name := cmp.Or(k.r.Stream, stream.DefaultName(realm.String()))
 	var about *jetstream.StreamInfo
 	if s != nil {
 		defer s.Close()
 		name = s.Name()
-		if about = k.settings(ctx, conn, api, s); about != nil {
-			replicas = about.Config.Replicas
-		}
+		about = k.settings(ctx, conn, api, s)
 	}
 	k.room(conn, about)
 	k.rights(ctx, conn, api, name, realm, s)
 	k.erasing(ctx, conn, api, name, s)
 	k.objects(ctx, conn, api, realm)
-	k.lease(ctx, conn, realm, replicas)
+	k.lease(ctx, conn, realm)
 	if about != nil && !about.TimeStamp.IsZero() {
 		k.clock("NATS' clock", time.Until(about.TimeStamp))
 	} else {
@@ -737,20 +792,20 @@ func (k *checker) objects(ctx context.Context, conn *stream.Conn, api string, re
 }
 
 // lease looks whether several instances could agree on one.
-func (k *checker) lease(ctx context.Context, conn *stream.Conn, realm subjects.Realm, replicas int) {
+func (k *checker) lease(ctx context.Context, conn *stream.Conn, realm subjects.Realm) {
 	if k.c.NoLease {
 		k.note("lease", "not wanted (--no-lease)")
 		return
 	}
-	there, err := lease.Look(ctx, lease.Config{Conn: conn, Realm: realm.String(), TTL: k.c.LeaseTTL, Replicas: replicas,
-		Domain: k.c.JSDomain, APIPrefix: k.c.JSAPIPrefix})
+	there, err := fleet.Look(ctx, fleet.Config{Conn: conn, TTL: k.c.LeaseTTL, Domain: k.c.JSDomain,
+		APIPrefix: k.c.JSAPIPrefix}, realm.String())
 	switch {
 	case err != nil:
 		k.warn("lease", "none can be had", "one instance works without, and two would end each other's polls: "+
 			err.Error())
 	case there:
-		k.ok("lease", "bucket "+lease.DefaultBucket+" is there")
+		k.ok("lease", "bucket "+fleet.DefaultBucket+" is there")
 	default:
-		k.ok("lease", "bucket "+lease.DefaultBucket+" is not there; run makes it")
+		k.ok("lease", "bucket "+fleet.DefaultBucket+" is not there; run makes it")
 	}
 }

@@ -236,7 +236,7 @@ func TestCheckOfBrokenSetUps(t *testing.T) {
 		seen   string
 		remedy string
 	}{
-		{"no zuliprc", nil, none, []string{"--zuliprc", "/nonexistent/zuliprc"}, "zuliprc", "no account",
+		{"no zuliprc", nil, func(l *look) { l.args[2] = "/nonexistent/zuliprc" }, nil, "zuliprc", "no account",
 			"there is no zuliprc /nonexistent/zuliprc"},
 		{"wrong key", nil, func(l *look) { l.bot.Update(func(b *zulipsim.Account) { b.Key = someKey }) }, nil,
 			"account", "is not let in", "download the zuliprc again"},
@@ -356,7 +356,9 @@ func TestCheckWarns(t *testing.T) {
 		{"no such type", nil, nil, []string{"--event-types", "message,reacton"}, "event types", "is reaction meant?"},
 		{"no right to an object store", lacking("$JS.API.STREAM.CREATE.OBJ_zulip_acme"), nil, nil, "object store",
 			"$JS.API.STREAM.CREATE.OBJ_zulip_acme"},
-		{"no right to a lease", lacking("$KV.zulip_bridge.>"), nil, nil, "lease", "$KV.zulip_bridge.acme.lease"},
+		{"no right to a lease", lacking("$KV.zulip_bridge.>"), nil, nil, "lease", "$KV.zulip_bridge.instance."},
+		{"no right to follow the bucket", lacking("$JS.API.CONSUMER.CREATE.KV_zulip_bridge.>"), nil, nil, "lease",
+			"$JS.API.CONSUMER.CREATE.KV_zulip_bridge"},
 		{"no right to make a bucket", lacking("$JS.API.STREAM.CREATE.KV_zulip_bridge"), nil, nil, "lease",
 			"$JS.API.STREAM.CREATE.KV_zulip_bridge"},
 		{"no right to consumers", lacking("$JS.API.CONSUMER.CREATE.>"), nil, nil, "consumers", "message by message"},
@@ -477,7 +479,10 @@ func TestCheckOffline(t *testing.T) {
 	l.args[2] = l.zuliprc(l.bot.Email, l.bot.Key, site)
 	offline(0, nil)
 	offline(0, nil, "--nats-url", "nats://"+listener.Addr().String())
-	offline(1, []string{"zuliprc"}, "--zuliprc", "/nonexistent/zuliprc")
+	rc := l.args[2]
+	l.args[2] = "/nonexistent/zuliprc"
+	offline(1, []string{"zuliprc"})
+	l.args[2] = rc
 	offline(1, []string{"NATS settings"}, "--nats-creds", "/nonexistent/creds")
 	if n := len(l.zulip.Requests()); n > 0 {
 		t.Errorf("Zulip got %d requests", n)

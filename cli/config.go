@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,8 +24,8 @@ import (
 // Config is what `run` was told. The zero value of a field is its default unless the
 // field says otherwise; [defaults] gives the rest.
 type Config struct {
-	// Realms are the organizations to follow, each with one account. This version runs
-	// one.
+	// Realms are the organizations to follow, each with one account: one, unless --config
+	// or several --zuliprc say otherwise. See [settings].
 	Realms []RealmConfig
 
 	// NATS says how to reach the server. Without a URL there, an embedded server is
@@ -131,6 +132,25 @@ type RealmConfig struct {
 
 	// CloudEvents makes each message a CloudEvent too, by further headers.
 	CloudEvents bool
+
+	// Where is where the realm stands, for sentences: acme.ini:12, or --zuliprc FILE. Empty
+	// where there is one realm, and no file. It says nothing about what is done.
+	Where string
+
+	// who is the e-mail address and the site, as they were when the settings were read.
+	// Empty: there is one realm and no file, or they could not be read.
+	who string
+}
+
+// without is the realm without where it stands and whose key it is, for comparison with
+// another reading: neither decides how it is followed.
+func (r RealmConfig) without() RealmConfig {
+	r.Where, r.who = "", ""
+	r.Account.Where = nil
+	r.Account.Inline = maps.Clone(r.Account.Inline)
+	delete(r.Account.Inline, "key")
+	delete(r.Account.Inline, "key_file")
+	return r
 }
 
 func defaults() Config {
@@ -144,9 +164,11 @@ func defaults() Config {
 
 // Categories of options in help.
 const (
+	catFile  = "Configuration file"
 	catZulip = "Zulip"
 	catQueue = "What the queue holds (a change makes a new queue)"
 	catNATS  = "NATS"
+	catLease = "Several instances"
 	catStore = "Storing"
 	catLoss  = "After a lost queue"
 	catWatch = "Watching"
@@ -172,7 +194,7 @@ func (c *Config) settings() []*option {
 	return []*option{
 		opt(catZulip, "zuliprc",
 			"`FILE` that Zulip serves for a bot (Settings > Bots); ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_SITE and so on "+
-				"come before it",
+				"come before it; run and check take several, each for an organization, without those",
 			"$ZULIP_CONFIG, ~/.zuliprc", text(&r.Account.File)),
 		opt(catZulip, "realm", "`NAME` of the organization in subjects", "first label of the site's host",
 			realmName(&r.Name)),
@@ -260,9 +282,9 @@ func (c *Config) settings() []*option {
 		opt(catStore, "moved-from", "`URL` of the organization before it moved to another host, for a stream that "+
 			"knows it by that one", "",
 			site(&r.MovedFrom)),
-		opt(catStore, "no-lease", "do not ask NATS who of several instances works: for one that runs alone", "",
+		opt(catLease, "no-lease", "do not ask NATS who of several instances works: for one that runs alone", "",
 			truth(&c.NoLease), yes),
-		opt(catStore, "lease-ttl", "`TIME` that a standby needs to take over, in whole seconds", "4s",
+		opt(catLease, "lease-ttl", "`TIME` that a standby needs to take over, in whole seconds", "4s",
 			wholeSeconds(duration(&c.LeaseTTL, 2*time.Second, time.Hour))),
 		opt(catStore, "start-from",
 			"where the very first start begins: now, a message `ID`, or a date as 2026-01-31 or "+
@@ -297,10 +319,21 @@ func logOptions(level *zerolog.Level, format *LogFormat, defaultLevel string) []
 
 // check says what is wrong with settings that are right one by one.
 func (c *Config) check() error {
+	wrong := c.checkProcess()
+	for i := range c.Realms {
+		wrong = append(wrong, c.Realms[i].check(c.NATS.URL)...)
+	}
+	return errors.Join(wrong...)
+}
+
+// checkProcess is the part about what holds for all realms. It reads the context of the
+// nats command, if there is one.
+func (c *Config) checkProcess() (wrong []error) {
 	n := &c.NATS
-	var wrong []error
 	if c.Context != "" {
-		wrong = append(wrong, c.useContext())
+		if err := c.useContext(); err != nil {
+			wrong = append(wrong, err)
+		}
 	}
 	if c.JSDomain != "" && c.JSAPIPrefix != "" {
 		wrong = append(wrong, usageErrorf("--nats-js-domain and --nats-js-api-prefix are two ways to say the same: "+
@@ -323,7 +356,11 @@ func (c *Config) check() error {
 	case n.Cert != "" && n.Key == "":
 		wrong = append(wrong, usageErrorf("--nats-cert (NATS_CERT) is given without --nats-key (NATS_KEY)"))
 	}
-	r := &c.Realms[0]
+	return wrong
+}
+
+// check is the part about one realm. url is that of NATS, empty for the embedded server.
+func (r *RealmConfig) check(url string) (wrong []error) {
 	if q := &r.Queue; len(q.EventTypes) > 0 && !slices.ContainsFunc(q.EventTypes, r.stores) {
 		wrong = append(wrong, usageErrorf("--exclude-types (or ZULIP_NATS_EXCLUDE_TYPES) leaves out all that --event-types "+
 			"asks for: leave one of the two out"))
@@ -343,7 +380,7 @@ func (c *Config) check() error {
 	if err := r.carriedOn(); err != nil {
 		wrong = append(wrong, err)
 	}
-	if replicas := r.New.Replicas; replicas > 1 && n.URL == "" {
+	if replicas := r.New.Replicas; replicas > 1 && url == "" {
 		wrong = append(wrong, usageErrorf("--replicas (or ZULIP_NATS_REPLICAS): %d servers are asked for, and the "+
 			"embedded one is alone: name a cluster with --nats-url, or leave this out", replicas))
 	}
@@ -351,7 +388,7 @@ func (c *Config) check() error {
 		wrong = append(wrong, usageErrorf("--erase-deleted (or ZULIP_NATS_ERASE_DELETED) needs the events that tell of "+
 			"deletions, delete_message: --event-types has to have them, where it is given, and --exclude-types must not"))
 	}
-	return errors.Join(wrong...)
+	return wrong
 }
 
 // eventTypes takes names with commas between, and JSON lists of them as Zulip's API has

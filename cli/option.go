@@ -100,19 +100,34 @@ func parse(options []*option) error {
 		if source == "" {
 			continue
 		}
-		if err := o.set(word); err != nil {
-			other := o.EnvVars[0]
-			if source != "--"+o.Name {
-				other = "--" + o.Name
-			}
-			if redact.Text(word) != word {
-				err = errors.New("what is given looks like a key, so it is not shown; it is not what belongs here: " +
-					"see --help")
-			}
-			wrong = append(wrong, usageErrorf("%s (or %s): %w", source, other, err))
+		if err := o.take(word, source); err != nil {
+			wrong = append(wrong, err)
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+// take sets the option to a word, which source gave: a flag or a variable.
+func (o *option) take(word, source string) error {
+	err := o.set(word)
+	if err == nil {
+		return nil
+	}
+	if redact.Text(word) != word {
+		err = errLikeKey
+	}
+	return usageErrorf("%s (or %s): %w", source, o.other(source), err)
+}
+
+// errLikeKey stands for what is wrong with a word that must not be shown.
+var errLikeKey = errors.New("what is given looks like a key, so it is not shown; it is not what belongs here: see --help")
+
+// other is another way to give the option than that source.
+func (o *option) other(source string) string {
+	if source != "--"+o.Name {
+		return "--" + o.Name
+	}
+	return o.EnvVars[0]
 }
 
 // word gives the option's word and where it comes from; no source if it was not given. A

@@ -21,7 +21,12 @@ import (
 // zuliprc writes a file as Zulip serves it, and returns its path.
 func (s *story) zuliprc(email, key, site string) string {
 	s.Helper()
-	path := filepath.Join(s.home, "zuliprc")
+	return s.zuliprcAt(filepath.Join(s.home, "zuliprc"), email, key, site)
+}
+
+// zuliprcAt writes one to a path, and returns that.
+func (s *story) zuliprcAt(path, email, key, site string) string {
+	s.Helper()
 	if err := os.WriteFile(path, fmt.Appendf(nil, "[api]\nemail=%s\nkey=%s\nsite=%s\n", email, key, site),
 		0o600); err != nil {
 		s.Fatal(err)
@@ -31,7 +36,8 @@ func (s *story) zuliprc(email, key, site string) string {
 
 // nobody is an account of a server that is not there.
 func (s *story) nobody() string {
-	return s.zuliprc("bot@chat.example.org", "abcdefghijklmnopqrstuvwxyzABCDEF", "https://127.0.0.1:1")
+	return s.zuliprcAt(filepath.Join(s.home, "nobody.zuliprc"), "bot@chat.example.org",
+		"abcdefghijklmnopqrstuvwxyzABCDEF", "https://127.0.0.1:1")
 }
 
 func freePort(t testing.TB) string { return strconv.Itoa(natstest.FreePort(t)) }

@@ -14,8 +14,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"zulip-nats/bridge"
+	"zulip-nats/fleet"
 	"zulip-nats/health"
-	"zulip-nats/lease"
 	"zulip-nats/logevent"
 	"zulip-nats/poller"
 	"zulip-nats/redact"
@@ -112,9 +112,41 @@ func streamConfig(c *Config, r *RealmConfig, realm subjects.Realm) stream.Config
 		Erase: r.EraseDeleted}
 }
 
+// sharing is this process as one of several that share realms.
+type sharing struct {
+	*fleet.Instance
+	trouble health.Condition // why no lease can be had or renewed
+}
+
+// newSharing gives what all bridges of this process acquire their leases by; nil with
+// --no-lease. It leaves when ctx ends, and close ends it, behind the bridges and before the
+// connection.
+func newSharing(ctx context.Context, conn *stream.Conn, c *Config, writer string, log zerolog.Logger) (
+	shared *sharing, closing func(), err error) {
+	if c.NoLease {
+		return nil, func() {}, nil
+	}
+	s := &sharing{}
+	s.Instance, err = fleet.NewInstance(fleet.Config{Conn: conn, Writer: writer, TTL: c.LeaseTTL, Domain: c.JSDomain,
+		APIPrefix: c.JSAPIPrefix, Trouble: &s.trouble, Log: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, s.Leave)
+	return s, func() {
+		stop()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := s.Close(last); err != nil {
+			log.Debug().Err(err).Msg("this instance could not say that it has ended: its key runs out by itself")
+		}
+	}, nil
+}
+
 // buildBridge builds the bridge of one realm on a connection that outlives it; writer is
-// the name of this process.
-func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writer string) *bridge.Bridge {
+// the name of this process, and shared how it shares realms with others.
+func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writer string,
+	shared *sharing) *bridge.Bridge {
 	realm, account, log := g.realm, g.account, g.log
 	version := readBuild().version
 
@@ -197,29 +229,24 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 		Version:           version,
 		Log:               log,
 	}
-	var noLease health.Condition
-	if !c.NoLease {
-		b.LeaseTrouble = &noLease
+	if shared != nil {
+		b.LeaseTrouble = &shared.trouble
 		b.Acquire = func(ctx context.Context, standby func(string)) (bridge.Lease, error) {
-			l, err := lease.Acquire(ctx, lease.Config{Conn: conn, Realm: realm.String(), Writer: writer,
-				TTL:      c.LeaseTTL,
-				Replicas: replicas, Log: log, Trouble: &noLease,
-				Domain: c.JSDomain, APIPrefix: c.JSAPIPrefix,
-				Standby: func(h lease.Holder) {
-					standby(h.Writer)
-					g.what(true)
-					logevent.Standby.Info(log).Str("leader", h.Writer).Str("host", h.Host).Time("since", h.Since).
-						Msg("standing by: another instance leads")
-				}})
-			if unsupported, ok := errors.AsType[*lease.UnsupportedError](err); ok {
-				if _, news := noLease.Set("unsupported", err.Error()); news {
+			l, err := shared.Acquire(ctx, realm.String(), replicas, func(h fleet.Holder) {
+				standby(h.Writer)
+				g.what(true)
+				logevent.Standby.Info(log).Str("leader", h.Writer).Str("host", h.Host).Time("since", h.Since).
+					Msg("standing by: another instance leads")
+			})
+			if unsupported, ok := errors.AsType[*fleet.UnsupportedError](err); ok {
+				if _, news := shared.trouble.Set("unsupported", err.Error()); news {
 					logevent.LeaseUnavailable.Warn(log).Err(unsupported).Msg("no lease is available: working without " +
 						"one, which is safe; two instances would only end each other's polls")
 				}
 				return nil, nil
 			}
 			if err != nil {
-				return nil, err // and not a nil *lease.Lease, which would be no nil interface
+				return nil, err // and not a nil *fleet.Lease, which would be no nil interface
 			}
 			return l, nil
 		}

@@ -115,7 +115,7 @@ func TestRights(t *testing.T) {
 			}
 		}
 		for _, subject := range []string{"zulip.acme.message", "zulip.acme.bridge.queue", "$O.zulip_acme.C.x",
-			"$KV.zulip_bridge.acme.lease", "$JS.API.STREAM.PURGE.ZULIP_acme", "$JS.API.STREAM.DELETE.ZULIP_acme",
+			"$KV.zulip_bridge.realm.acme.claim", "$JS.API.STREAM.PURGE.ZULIP_acme", "$JS.API.STREAM.DELETE.ZULIP_acme",
 			"$JS.API.STREAM.UPDATE.ZULIP_acme", "$JS.API.STREAM.MSG.DELETE.ZULIP_acme"} {
 			none("publish on "+subject, func() error { return nc.Publish(subject, []byte("{}")) })
 		}

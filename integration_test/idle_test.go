@@ -16,8 +16,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"zulip-nats/bridge"
+	"zulip-nats/fleet"
 	"zulip-nats/integration_test/harness"
-	"zulip-nats/lease"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
 	"zulip-nats/stream/natstest"
@@ -33,6 +33,10 @@ const idleRealms = "ZULIP_NATS_TEST_IDLE_REALMS"
 // connection, and answers the line "measure" with the bytes of its heap and of its stacks.
 func idleProcess(natsURL string) error {
 	conn, err := stream.Connect(context.Background(), stream.ConnectConfig{URL: natsURL})
+	if err != nil {
+		return err
+	}
+	shared, err := fleet.NewInstance(fleet.Config{Conn: conn, Writer: "idle"})
 	if err != nil {
 		return err
 	}
@@ -70,7 +74,7 @@ func idleProcess(natsURL string) error {
 				return s, nil
 			},
 			Acquire: func(ctx context.Context, _ func(string)) (bridge.Lease, error) {
-				return lease.Acquire(ctx, lease.Config{Conn: conn, Realm: realm.String(), Writer: "idle"})
+				return shared.Acquire(ctx, realm.String(), 1, nil)
 			},
 		})
 		go func() {

@@ -31,6 +31,7 @@ func (n Name) Error(log zerolog.Logger) *zerolog.Event { return log.Error().Str(
 // The start.
 const (
 	VariablesUnknown  Name = "variables_unknown"  // a variable ZULIP_NATS_... that no option has
+	VariablesUnused   Name = "variables_unused"   // variables of one account, and there may be several
 	CredentialsUnused Name = "credentials_unused" // credentials for NATS, and the server is the embedded one
 	EmbeddedStarted   Name = "embedded_started"   // the embedded NATS server runs
 	HTTPServed        Name = "http_served"        // the HTTP endpoints answer
@@ -51,6 +52,11 @@ const (
 	Hourly          Name = "hourly"            // what was done in the last hour
 	Stopped         Name = "stopped"           // the program ends as it was asked to
 	Failed          Name = "failed"            // the program ends, and not as it was asked to
+	RealmHalted     Name = "realm_halted"      // one of several realms is stopped, since an operator has to mend something
+	RealmEnded      Name = "realm_ended"       // a realm was stopped for a reload, and not all went well
+	Reloaded        Name = "reloaded"          // the settings were read again, and are in force
+	ReloadFailed    Name = "reload_failed"     // the settings were read again, and stay as they were
+	ReloadPartly    Name = "reload_partly"     // some of them take a new start
 	QueueNotDeleted Name = "queue_not_deleted" // --delete-queue had nothing to delete
 )
 
@@ -136,6 +142,7 @@ const (
 	LeaseUnsure      Name = "lease_unsure"      // it cannot be asked for, or renewed
 	LeaseRenewed     Name = "lease_renewed"     // the end of that
 	LeaseLost        Name = "lease_lost"        // this instance leads no more
+	HandedOver       Name = "handed_over"       // likewise, and another one asked for that
 	LeaseUnavailable Name = "lease_unavailable" // there is no lease here
 	Overtaken        Name = "overtaken"         // another instance stored events meanwhile
 )

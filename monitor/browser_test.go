@@ -26,7 +26,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"zulip-nats/bridge"
-	"zulip-nats/lease"
+	"zulip-nats/fleet"
 	"zulip-nats/monitor"
 	"zulip-nats/poller"
 	"zulip-nats/stream"
@@ -97,6 +97,9 @@ func (p *place) realm(name string, watched bool, zulip *zulipsim.Server) *bridge
 	if !watched {
 		writer = "host-2"
 	}
+	shared, err := fleet.NewInstance(fleet.Config{Conn: p.conn, Writer: writer, TTL: time.Minute})
+	must(p.t, err)
+	p.t.Cleanup(func() { _ = shared.Close(context.Background()) })
 	b := bridge.New(bridge.Config{
 		Realm: realm, Site: account.Site, Account: account.Email, Writer: writer, Log: zerolog.Nop(),
 		Poller: &poller.Poller{
@@ -113,8 +116,7 @@ func (p *place) realm(name string, watched bool, zulip *zulipsim.Server) *bridge
 			return s, nil
 		},
 		Acquire: func(ctx context.Context, standby func(string)) (bridge.Lease, error) {
-			l, err := lease.Acquire(ctx, lease.Config{Conn: p.conn, Realm: name, Writer: writer, TTL: time.Minute,
-				Standby: func(h lease.Holder) { standby(h.Writer) }})
+			l, err := shared.Acquire(ctx, name, 1, func(h fleet.Holder) { standby(h.Writer) })
 			if err != nil {
 				return nil, err
 			}

@@ -16,7 +16,7 @@ const lookEvery = 5 * time.Second
 // states are the states from the best to the worst, as the history has them.
 var states = []string{string(bridge.Standby), string(bridge.Following), string(bridge.Refilling),
 	string(bridge.Starting), string(bridge.Registering), string(bridge.WaitingZulip), string(bridge.WaitingNATS),
-	string(bridge.Stopped), stateWedged}
+	string(bridge.NeedsOperator), string(bridge.Stopped), stateWedged}
 
 // history is the last hour of each realm, some 3 KiB each, however much happens. The
 // bridges count since the process began and keep nothing else, so what belongs to which

@@ -103,7 +103,8 @@ func stateOf(s *bridge.Status) string {
 func wedged(s *bridge.Status) bool { return s.Late > WedgedAfter }
 
 // Alive is the rule of /healthz, and of whoever else may end this process: the loop of the
-// realm turns, whatever it waits for.
+// realm turns, whatever it waits for. One that an operator has to mend is no reason to
+// start the others again.
 func Alive(s *bridge.Status) bool { return !wedged(s) && s.State != bridge.Stopped }
 
 // words answers with one line for each realm, and with 503 if one of them is not well.
@@ -166,6 +167,8 @@ func Sentence(s *bridge.Status) string {
 		return "Zulip does not serve what is needed"
 	case bridge.Stopped:
 		return "its loop has ended"
+	case bridge.NeedsOperator:
+		return "it is stopped: an operator has to mend something first"
 	}
 	return "nothing is known of this state"
 }

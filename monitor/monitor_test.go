@@ -126,6 +126,7 @@ zulip_nats_queue_life_seconds{realm="acme"} 86400
 zulip_nats_rate_limited_total{realm="acme"} 3
 zulip_nats_rate_limited_total{realm="other"} 0
 zulip_nats_state{realm="acme",state="following"} 0
+zulip_nats_state{realm="acme",state="needs-operator"} 0
 zulip_nats_state{realm="acme",state="refilling"} 0
 zulip_nats_state{realm="acme",state="registering"} 0
 zulip_nats_state{realm="acme",state="standby"} 0
@@ -134,6 +135,7 @@ zulip_nats_state{realm="acme",state="stopped"} 0
 zulip_nats_state{realm="acme",state="waiting-nats"} 1
 zulip_nats_state{realm="acme",state="waiting-zulip"} 0
 zulip_nats_state{realm="other",state="following"} 0
+zulip_nats_state{realm="other",state="needs-operator"} 0
 zulip_nats_state{realm="other",state="refilling"} 0
 zulip_nats_state{realm="other",state="registering"} 0
 zulip_nats_state{realm="other",state="standby"} 1

@@ -44,6 +44,7 @@ type Client struct {
 	maxEvent int
 
 	account   atomic.Pointer[Account] // requests are made with it; nil before the first
+	stale     atomic.Bool             // it is to be read again before the next request
 	transport http.RoundTripper
 	answered  bool // somebody is there
 	words     interned
@@ -84,12 +85,20 @@ func (c *Client) reload() (changed bool, err error) {
 	return a.Email != was.Email || a.Key != was.Key, nil
 }
 
+// Refresh says that e-mail and key may have changed: the account is read again before the
+// next request. One that cannot be read, or is of another site, changes nothing then. Any
+// goroutine may call it.
+func (c *Client) Refresh() { c.stale.Store(true) }
+
 // start sees to it that there are an account and a transport.
 func (c *Client) start() error {
-	if c.account.Load() == nil {
+	switch {
+	case c.account.Load() == nil:
 		if _, err := c.reload(); err != nil {
 			return err
 		}
+	case c.stale.Swap(false):
+		_, _ = c.reload() // who asked for it has looked at the account, and tells what is wrong
 	}
 	if c.transport == nil {
 		c.transport = c.Transport

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -33,21 +34,70 @@ type Account struct {
 // environment that work there work here: each value comes from the environment, else from
 // the file. Beyond that, the key may stand in a file of its own that ZULIP_API_KEY_FILE
 // names.
+//
+// Where several accounts are read, the variables can stand for none of them: see Alone and
+// Inline.
 type Source struct {
 	File     string              // the argument, ~ allowed; empty: that of ZULIP_CONFIG, else ~/.zuliprc
 	Insecure *bool               // the argument; nil: not given
 	Getenv   func(string) string // nil: os.Getenv. An empty variable counts as not set
+
+	// Alone leaves ZULIP_EMAIL, ZULIP_API_KEY, ZULIP_API_KEY_FILE and ZULIP_SITE alone: the
+	// account stands in the file. The variables about certificates hold for it too.
+	Alone bool
+
+	// Inline is the account itself, for one that stands in a file of ours and not in a
+	// zuliprc: values by the names of a zuliprc's keys, email, key, site, client_cert,
+	// client_cert_key and cert_bundle, taken as they are, without % and quotes. key_file in
+	// the place of key names a file with the key, which is read each time. With Inline no
+	// zuliprc is read, Alone is as good as set, and a value comes before the variable about
+	// certificates. nil: there is a zuliprc.
+	Inline map[string]string
+	// Where says where each value of Inline stands, such as "acme.ini: line 7", and under the
+	// empty name where all of them belong. It is for sentences only.
+	Where map[string]string
 }
 
-// Path is the zuliprc that LoadAccount reads, whether it is there or not. It may be
-// anything that somebody put there, a key too: see package redact before it is printed.
-func (src Source) Path() string {
-	getenv := src.Getenv
-	if getenv == nil {
-		getenv = os.Getenv
+// inlineNames are the values that Inline may have.
+var inlineNames = []string{"email", "key", "key_file", "site", "client_cert", "client_cert_key", "cert_bundle"}
+
+// InlineNames are the names of the values that an account in [Source.Inline] may have.
+func InlineNames() []string { return slices.Clone(inlineNames) }
+
+func (src Source) getenv() func(string) string {
+	if src.Getenv != nil {
+		return src.Getenv
 	}
-	path, _ := src.path(getenv)
+	return os.Getenv
+}
+
+// Path is the zuliprc that LoadAccount reads, whether it is there or not; empty for an
+// account that is inline. It may be anything that somebody put there, a key too: see
+// package redact before it is printed.
+func (src Source) Path() string {
+	if src.Inline != nil {
+		return ""
+	}
+	path, _ := src.path(src.getenv())
 	return path
+}
+
+// Files are the files that hold the account, whether they are there or not: when one of
+// them changes, LoadAccount may give another account. What holds for the names of [Path]
+// holds for these.
+func (src Source) Files() (files []string) {
+	getenv := src.getenv()
+	if path := src.Path(); path != "" {
+		files = append(files, path)
+	}
+	keyFile := src.Inline["key_file"]
+	if src.Inline == nil && !src.Alone && getenv("ZULIP_API_KEY") == "" {
+		keyFile = getenv("ZULIP_API_KEY_FILE")
+	}
+	if keyFile != "" {
+		files = append(files, keyFile)
+	}
+	return files
 }
 
 const download = "download it from Zulip's settings of the bot, or of your account"
@@ -58,20 +108,43 @@ const mostZuliprc = 64 << 10
 // LoadAccount reads an account. Every error is a *ConfigError that names the file and the
 // key, or the variable, and quotes no value: a key may stand where another value should.
 func LoadAccount(src Source) (Account, error) {
-	getenv := src.Getenv
-	if getenv == nil {
-		getenv = os.Getenv
+	a, _, err := src.Load()
+	return a, err
+}
+
+// Load is [LoadAccount], and says besides from where each value is, by the names of a
+// zuliprc's keys: "zuliprc /etc/zuliprc: email", or "the variable ZULIP_EMAIL".
+func (src Source) Load() (Account, map[string]string, error) {
+	from := map[string]string{}
+	a, err := src.load(from)
+	if err != nil {
+		return Account{}, nil, err
 	}
+	return a, from, nil
+}
+
+func (src Source) load(from map[string]string) (Account, error) {
+	getenv := src.getenv()
 	path, named := src.path(getenv)
-	file, err := readZuliprc(path)
-	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !missing {
-		return Account{}, err
+	file, missing := &zuliprc{path: path}, false
+	if src.Inline == nil {
+		var err error
+		file, err = readZuliprc(path)
+		if missing = errors.Is(err, fs.ErrNotExist); err != nil && !missing {
+			return Account{}, err
+		}
+	}
+	alone := src.Alone || src.Inline != nil
+	orSet := func(variables string) string { // the other way to say it
+		if alone {
+			return ""
+		}
+		return ", or set " + variables
 	}
 
 	var a Account
+	var err error
 	var unset []string // of the three variables with which no file is needed
-	from := map[string]string{}
 	for _, v := range []struct {
 		name, env string
 		into      *string
@@ -83,10 +156,25 @@ func LoadAccount(src Source) (Account, error) {
 		{"client_cert_key", "ZULIP_CERT_KEY", &a.ClientCertKey},
 		{"cert_bundle", "ZULIP_CERT_BUNDLE", &a.CertBundle},
 	} {
-		env := getenv(v.env)
-		if path := getenv(v.env + "_FILE"); v.name == "key" && env == "" && path != "" {
+		needed := v.name == "email" || v.name == "key" || v.name == "site"
+		var env string
+		if !needed || !alone {
+			env = getenv(v.env)
+		}
+		if path := getenv(v.env + "_FILE"); v.name == "key" && env == "" && path != "" && !alone {
 			if env, err = redact.ReadSecret(path); err != nil {
 				return Account{}, configErrorf("the variable %s_FILE: %v", v.env, err)
+			}
+		}
+		if src.Inline != nil {
+			if *v.into, from[v.name], err = src.inline(v.name); err != nil {
+				return Account{}, err
+			}
+			switch {
+			case *v.into != "": // who read the file has looked at its quotes
+				continue
+			case needed:
+				return Account{}, configErrorf("%s has no %q: write it there, or name a zuliprc", src.Where[""], v.name)
 			}
 		}
 		if *v.into, from[v.name] = env, "the variable "+v.env; env == "" {
@@ -99,7 +187,7 @@ func LoadAccount(src Source) (Account, error) {
 			return Account{}, configErrorf("%s stands in quotes, which do not belong there: take them away",
 				from[v.name])
 		}
-		if env == "" && (v.name == "email" || v.name == "key" || v.name == "site") {
+		if env == "" && needed {
 			unset = append(unset, v.env)
 		}
 	}
@@ -112,7 +200,7 @@ func LoadAccount(src Source) (Account, error) {
 	case len(unset) == 0: // the account needs no file
 	case missing && named:
 		return Account{}, &ConfigError{fmt.Sprintf("there is no zuliprc %s; give the path of the file and not what "+
-			"is in it: %s, or set %s", file.shown(), download, lacks), fs.ErrNotExist}
+			"is in it: %s%s", file.shown(), download, orSet(lacks)), fs.ErrNotExist}
 	case missing && len(unset) < 3:
 		return Account{}, &ConfigError{fmt.Sprintf("ZULIP_EMAIL, ZULIP_API_KEY and ZULIP_SITE stand for a zuliprc "+
 			"only together: set %s too, or give the path of a zuliprc as --zuliprc or ZULIP_CONFIG", lacks),
@@ -128,8 +216,8 @@ func LoadAccount(src Source) (Account, error) {
 		{"email", a.Email, "ZULIP_EMAIL"}, {"key", a.Key, "ZULIP_API_KEY"}, {"site", a.Site, "ZULIP_SITE"},
 	} {
 		if v.value == "" {
-			return Account{}, configErrorf("zuliprc %s: [api] has no %q; %s again, or set %s", file.shown(), v.name,
-				download, v.env)
+			return Account{}, configErrorf("zuliprc %s: [api] has no %q; %s again%s", file.shown(), v.name,
+				download, orSet(v.env))
 		}
 	}
 	if what := wrongKey(a.Key); what != "" {
@@ -172,6 +260,19 @@ func LoadAccount(src Source) (Account, error) {
 		}
 	}
 	return a, nil
+}
+
+// inline is a value of the account that is inline, and where it stands.
+func (src Source) inline(name string) (value, where string, err error) {
+	at := func(name string) string { return src.Where[name] + ": " + name }
+	value = src.Inline[name]
+	if path := src.Inline["key_file"]; name == "key" && value == "" && path != "" {
+		if value, err = redact.ReadSecret(path); err != nil {
+			return "", "", configErrorf("%s: %v", at("key_file"), err)
+		}
+		return value, at("key_file") + " names a file, and what is in it", nil
+	}
+	return value, at(name), nil
 }
 
 // path is the zuliprc to read, and whether anybody named it.

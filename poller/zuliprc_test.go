@@ -307,3 +307,121 @@ func FuzzZuliprc(f *testing.F) {
 		}
 	})
 }
+
+// An account that stands in a file of ours: no variable and no zuliprc says anything about
+// who we are, and what is given there comes before what is said about certificates.
+func TestInlineAccount(t *testing.T) {
+	dir := t.TempDir()
+	otherKey := strings.Repeat("B", 32)
+	pem := write(t, filepath.Join(dir, "some.pem"), "")
+	keyFile := write(t, filepath.Join(dir, "key"), testKey+"\n")
+	variables := env("HOME", dir, "ZULIP_CONFIG", "/not/there", "ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", otherKey,
+		"ZULIP_API_KEY_FILE", "/not/there", "ZULIP_SITE", "https://env.example.com")
+	src := Source{Getenv: variables, Inline: map[string]string{"email": "bot@example.com", "key": testKey,
+		"site": "Chat.example.com"}}
+	want := Account{Email: "bot@example.com", Key: testKey, Site: "https://chat.example.com"}
+	if got, err := LoadAccount(src); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if files := src.Files(); len(files) > 0 || src.Path() != "" {
+		t.Errorf("it is read from %q and %q", files, src.Path())
+	}
+
+	// The file of the key is read each time.
+	src = Source{Getenv: variables, Inline: map[string]string{"email": "bot@example.com", "key_file": keyFile,
+		"site": "https://chat.example.com"}}
+	if got, err := LoadAccount(src); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	write(t, keyFile, otherKey)
+	want.Key = otherKey
+	if got, err := LoadAccount(src); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if files := src.Files(); len(files) != 1 || files[0] != keyFile {
+		t.Errorf("it is read from %q", files)
+	}
+
+	// % and quotes are characters, and certificates come from the variables too.
+	src = Source{Inline: map[string]string{"email": "100%@example.com", "key": testKey, "site": "chat.example.com",
+		"cert_bundle": pem},
+		Getenv: env("ZULIP_CERT", pem, "ZULIP_CERT_BUNDLE", "/not/there", "ZULIP_ALLOW_INSECURE", "true")}
+	want = Account{Email: "100%@example.com", Key: testKey, Site: "https://chat.example.com", CertBundle: pem,
+		ClientCert: pem, Insecure: true}
+	got, from, err := src.Load()
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if from["client_cert"] != "the variable ZULIP_CERT" {
+		t.Errorf("client_cert is from %q", from["client_cert"])
+	}
+}
+
+// What is wrong with such an account names the line where it stands.
+func TestInlineAccountRefuses(t *testing.T) {
+	dir := t.TempDir()
+	where := map[string]string{"": `acme.ini: line 3: [realm "acme"]`, "email": "acme.ini: line 4",
+		"key": "acme.ini: line 5", "key_file": "acme.ini: line 5", "site": "acme.ini: line 6", "cert_bundle": "acme.ini: line 7"}
+	secret := "hunter2"
+	for name, test := range map[string]struct {
+		change map[string]string
+		want   string
+	}{
+		"no site": {map[string]string{"site": ""}, `acme.ini: line 3: [realm "acme"] has no "site": write it there, or name a zuliprc`},
+		"no key":  {map[string]string{"key": ""}, `acme.ini: line 3: [realm "acme"] has no "key": write it there, or name a zuliprc`},
+		"bad e-mail": {map[string]string{"email": secret},
+			"acme.ini: line 4: email is no e-mail address: there is no @ in it"},
+		"bad key": {map[string]string{"key": secret}, "acme.ini: line 5: key is no API key, which is 32 letters and digits: it is 7 " +
+			"characters; download it from Zulip's settings of the bot, or of your account again"},
+		"no file of the key": {map[string]string{"key": "", "key_file": filepath.Join(dir, "none.key")},
+			"acme.ini: line 5: key_file: the file " + filepath.Join(dir, "none.key") + " cannot be read: no such file or directory"},
+		"bad file of the key": {map[string]string{"key": "", "key_file": write(t, filepath.Join(dir, "bad.key"), secret)},
+			"acme.ini: line 5: key_file names a file, and what is in it is no API key, which is 32 letters and digits: it is 7 " +
+				"characters; download it from Zulip's settings of the bot, or of your account again"},
+		"bad site": {map[string]string{"site": "https://bot:" + secret + "@chat.example.com"}, "acme.ini: line 6: site is no " +
+			"address of a server such as https://chat.example.com: a user or password does not belong in it"},
+		"no bundle": {map[string]string{"cert_bundle": "/not/there"}, "acme.ini: line 7: cert_bundle names the file /not/there, " +
+			"which cannot be read: no such file or directory"},
+	} {
+		src := Source{Getenv: env("ZULIP_SITE", "https://env.example.com", "ZULIP_API_KEY", testKey), Where: where,
+			Inline: map[string]string{"email": "bot@example.com", "key": testKey, "site": "https://chat.example.com"}}
+		for key, value := range test.change {
+			src.Inline[key] = value
+		}
+		_, err := LoadAccount(src)
+		if _, ok := errors.AsType[*ConfigError](err); !ok || err.Error() != test.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A zuliprc that is one of several: the variables that say who we are do not count, those
+// about certificates do.
+func TestLoadAccountAlone(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, filepath.Join(dir, "zuliprc"), "[api]\nemail=file@example.com\nkey="+testKey+"\nsite=file.example.com\n")
+	src := Source{File: file, Alone: true, Getenv: env("ZULIP_EMAIL", "env@example.com", "ZULIP_API_KEY", "x",
+		"ZULIP_API_KEY_FILE", "/not/there", "ZULIP_SITE", "x", "ZULIP_ALLOW_INSECURE", "true")}
+	want := Account{Email: "file@example.com", Key: testKey, Site: "https://file.example.com", Insecure: true}
+	if got, err := LoadAccount(src); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if files := src.Files(); len(files) != 1 || files[0] != file {
+		t.Errorf("it is read from %q", files)
+	}
+	for text, says := range map[string]string{"": "there is no section [api]", "[api]\nemail=file@example.com\nkey=" + testKey: `has no "site"`} {
+		write(t, file, text)
+		if _, err := LoadAccount(src); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "ZULIP_") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	src.File = filepath.Join(dir, "none.rc")
+	if _, err := LoadAccount(src); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "ZULIP_") {
+		t.Errorf("%v", err)
+	}
+	// Where the variables count, the file that one names is one of those that matter.
+	src = Source{File: file, Getenv: env("ZULIP_API_KEY_FILE", "/run/key")}
+	if files := src.Files(); len(files) != 2 || files[0] != file || files[1] != "/run/key" {
+		t.Errorf("it is read from %q", files)
+	}
+}

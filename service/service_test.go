@@ -358,7 +358,7 @@ func TestAnswersGoToInboxesOnly(t *testing.T) {
 	nc := s.Conn()
 	questions := []string{"$SRV.PING", "$SRV.INFO.zulip-nats", "$SRV.STATS", service.Subject}
 	var elsewhere []*nats.Subscription
-	for _, reply := range []string{"$KV.zulip_bridge.acme.lease", "zulip.acme.message", "$JS.API.STREAM.PURGE.ZULIP_acme",
+	for _, reply := range []string{"$KV.zulip_bridge.realm.acme.claim", "zulip.acme.message", "$JS.API.STREAM.PURGE.ZULIP_acme",
 		"$O.zulip_acme.M.x", "inbox.of.somebody"} {
 		sub, err := nc.SubscribeSync(reply)
 		must(t, err)

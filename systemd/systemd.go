@@ -8,8 +8,8 @@
 //   - STATUS= is one sentence for `systemctl status`, whenever the state changes.
 //   - STOPPING=1 when the end has begun.
 //
-// There is no RELOADING=1, since SIGHUP reloads nothing: files are read again when they
-// are needed.
+// There is no RELOADING=1: while settings are read again all realms but those that change
+// go on, so there is no time in which the service is away.
 //
 // The protocol is a datagram of lines to a socket that a variable names. It is written
 // here, in a few lines, and not taken from a library: the usual one reads the variable at

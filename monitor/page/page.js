@@ -16,6 +16,7 @@ const states = {
   "waiting-zulip": ["Waiting for Zulip", "bad"],
   "waiting-nats": ["Waiting for NATS", "bad"],
   "stopped": ["Stopped", "bad"],
+  "needs-operator": ["Needs an operator", "bad"],
   "wedged": ["Hangs", "bad"],
 };
 const called = (state) => (states[state] || [state, "bad"])[0];
@@ -210,7 +211,7 @@ function stored(realm, now) {
 
 function waiting(realm, now) {
   if (realm.state === "standby") return [["Nothing here", "another instance leads"]];
-  if (realm.state === "stopped") return [["Nothing here", "it has ended"]];
+  if (realm.state === "stopped" || realm.state === "needs-operator") return [["Nothing here", "it has ended"]];
   const all = [];
   if (realm.queue_expires) {
     const until = Date.parse(realm.queue_expires);

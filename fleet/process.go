@@ -1,7 +1,7 @@
-package lease
+package fleet
 
-// process says which process of which machine holds a lease, so that another one on the
-// same machine can see that it is gone, and need not wait for the key to expire. All of
+// process says which process of which machine a holder is, so that another one on the
+// same machine can see that it is gone, and need not wait for its key to expire. All of
 // it is empty where the system does not tell.
 type process struct {
 	// Boot is the machine's boot id: the same only on one machine, until it starts anew.
@@ -13,11 +13,16 @@ type process struct {
 	Start string `json:"start,omitempty"`
 }
 
+// near is true if it is a process of this machine.
+func (h *Holder) near() bool {
+	us := thisProcess()
+	return us.Boot != "" && us.Namespace != "" && h.Start != "" && h.Boot == us.Boot && h.Namespace == us.Namespace
+}
+
 // isDead is true if the holder was a process of this machine that is no more. False means
 // nothing: it may be anywhere.
 func (h *Holder) isDead() bool {
-	us := thisProcess()
-	if us.Boot == "" || us.Namespace == "" || h.Start == "" || h.Boot != us.Boot || h.Namespace != us.Namespace {
+	if !h.near() {
 		return false
 	}
 	start, state, err := statOf(h.PID)

@@ -1,4 +1,4 @@
-package lease
+package fleet
 
 import (
 	"context"
@@ -9,11 +9,14 @@ import (
 	"zulip-nats/stream"
 )
 
-// Look says whether the bucket is there, and whether a lease could be had: by an
+// Look says whether the bucket is there, and whether the realm could be shared: by an
 // [*UnsupportedError] if not, and by another error if that did not come out. It makes
-// nothing and takes no lease.
-func Look(ctx context.Context, cfg Config) (there bool, err error) {
+// nothing and claims nothing.
+func Look(ctx context.Context, cfg Config, realm string) (there bool, err error) {
 	api, err := cfg.complete()
+	if err == nil {
+		err = checkToken("realm", realm)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -28,13 +31,17 @@ func Look(ctx context.Context, cfg Config) (there bool, err error) {
 		if _, level := cfg.Conn.ConnectedServerJetStream(); level < 1 && cfg.Domain+cfg.APIPrefix == "" {
 			return false, &UnsupportedError{errors.New("the life of keys takes nats-server 2.11 or newer")}
 		}
-		err = cfg.Conn.Probe(ctx, b.what+": creating bucket "+cfg.Bucket, b.api+"STREAM.CREATE."+b.stream)
+		err = cfg.Conn.Probe(ctx, what+": creating bucket "+cfg.Bucket, b.api+"STREAM.CREATE."+b.stream)
 	}
 	if err == nil && there {
-		_, err = b.read(ctx)
+		_, err = b.Read(ctx, claimKey(realm))
 	}
-	if err == nil {
-		err = cfg.Conn.Probe(ctx, b.what, b.subject)
+	for _, subject := range []string{b.ours + instanceKey("check"), b.ours + claimKey(realm),
+		b.api + "CONSUMER.CREATE." + b.stream + ".zulip-nats-check",
+		b.api + "CONSUMER.MSG.NEXT." + b.stream + ".zulip-nats-check"} {
+		if err == nil {
+			err = cfg.Conn.Probe(ctx, what, subject)
+		}
 	}
 	if unsupported(err) {
 		err = asUnsupported(err)
