@@ -76,6 +76,7 @@ func (p *process) newFollowed(r *RealmConfig) *followed {
 	load := func() (poller.Account, error) { return poller.LoadAccount(*f.source.Load()) }
 	if f.g, f.wrong = newGreeting(r, load, p.log); f.wrong == nil {
 		f.name = f.g.realm.String()
+		f.g.poller.Registers = p.registers
 	}
 	return f
 }

@@ -223,15 +223,20 @@ func (c *Client) callFor(ctx context.Context, method, path string, form url.Valu
 	default:
 		return err
 	}
+	// On a stack of its own, since that of this goroutine, which there may be thousands of,
+	// would keep the size that it needs for this, where polls need half of it.
 	var status struct{ Result, Msg string }
-	switch err := json.Unmarshal(body, &status); {
+	read := make(chan [2]error, 1)
+	go func() { read <- [2]error{json.Unmarshal(body, &status), json.Unmarshal(body, out)} }()
+	errs := <-read
+	switch err := errs[0]; {
 	case err != nil:
 		return &transientError{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kindOf(resp.Header, body), asked)}
 	case status.Result != "success":
 		return &transientError{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(status.Result), asked,
 			quote(c.scrub(status.Msg)))}
 	}
-	if err := json.Unmarshal(body, out); err != nil {
+	if err := errs[1]; err != nil {
 		return &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be understood: %v", asked, err)}
 	}
 	return nil

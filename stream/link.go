@@ -359,7 +359,12 @@ func (l *link) ask(
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(answer.Data, out); err != nil {
+	// On a stack of its own: what a goroutine's has grown to, stays. This goroutine is a
+	// realm's, which then waits in a poll for most of its life, and there may be thousands;
+	// the settings of a stream are the one thing that would need more than 8 KiB.
+	read := make(chan error, 1)
+	go func() { read <- json.Unmarshal(answer.Data, out) }()
+	if err := <-read; err != nil {
 		return errorf(Wrong, "%s: the answer on %s is not understood, what gave it is no JetStream, or a newer one "+
 			"than this program knows: %w", what, subject, err)
 	}
