@@ -168,7 +168,14 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
 	defer timer.Stop()
 	sent := time.Now()
-	resp, err := c.send(mine, "GET", path, query)
+	var resp *http.Response
+	var err error
+	send := func() { resp, err = c.send(mine, "GET", path, query) }
+	if path == "events" { // most realms wait here, and need no second stack for it
+		send()
+	} else {
+		aside(send)
+	}
 	asked := "GET /api/v1/" + path
 	if err != nil {
 		cancel(nil)
@@ -200,8 +207,26 @@ func (c *Client) call(ctx context.Context, method, path string, form url.Values,
 }
 
 // callFor is call for an answer of at most so many bytes.
-func (c *Client) callFor(ctx context.Context, method, path string, form url.Values, most int64, out any) error {
+func (c *Client) callFor(ctx context.Context, method, path string, form url.Values, most int64, out any) (err error) {
 	health.Waits(ctx, answerTimeout)
+	aside(func() { err = c.exchange(ctx, method, path, form, most, out) })
+	return err
+}
+
+// aside runs f on a stack of its own, and waits for it. The stack of a goroutine keeps the
+// size that it once needed, and the one that asks is a realm's, which may be one of
+// thousands. For its polls 8 KiB are enough; what else it does is deeper, and rare.
+func aside(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
+// exchange is callFor on the stack of its caller.
+func (c *Client) exchange(ctx context.Context, method, path string, form url.Values, most int64, out any) error {
 	mine, cancel := context.WithTimeoutCause(ctx, answerTimeout, errSilent)
 	defer cancel()
 	asked := method + " /api/v1/" + path
@@ -223,20 +248,15 @@ func (c *Client) callFor(ctx context.Context, method, path string, form url.Valu
 	default:
 		return err
 	}
-	// On a stack of its own, since that of this goroutine, which there may be thousands of,
-	// would keep the size that it needs for this, where polls need half of it.
 	var status struct{ Result, Msg string }
-	read := make(chan [2]error, 1)
-	go func() { read <- [2]error{json.Unmarshal(body, &status), json.Unmarshal(body, out)} }()
-	errs := <-read
-	switch err := errs[0]; {
+	switch err := json.Unmarshal(body, &status); {
 	case err != nil:
 		return &transientError{text: fmt.Sprintf("Zulip answers 200 (%s) to %s", kindOf(resp.Header, body), asked)}
 	case status.Result != "success":
 		return &transientError{text: fmt.Sprintf("Zulip answers %s to %s, status 200: %s", quote(status.Result), asked,
 			quote(c.scrub(status.Msg)))}
 	}
-	if err := errs[1]; err != nil {
+	if err := json.Unmarshal(body, out); err != nil {
 		return &transientError{text: fmt.Sprintf("Zulip's answer to %s cannot be understood: %v", asked, err)}
 	}
 	return nil
