@@ -270,11 +270,12 @@ func (w *world) setUp() {
 		w.options.Life, w.zulip.RoundTrip, w.zulip.SweepEvery = time.Minute, 60*time.Millisecond, 5*time.Second
 		w.options.EventTypes, w.options.ExcludeTypes = nil, nil
 	}
-	switch w.rng.IntN(4) {
-	case 0:
+	switch leases := w.rng.IntN(4); {
+	case w.acquire != nil:
+	case leases == 0:
 		w.drew("a lease")
 		w.lease = &simLease{ttl: 4 * time.Second}
-	case 1:
+	case leases == 1:
 		w.drew("a lease that shares JetStream's fate")
 		w.lease = &simLease{ttl: 4 * time.Second, shared: true}
 	default:
@@ -492,19 +493,8 @@ func (w *world) act() {
 		return
 	}
 	switch dice := w.rng.IntN(1000); {
-	case dice < 390:
-		w.drew("traffic")
-		for range 1 + w.rng.IntN(12) {
-			w.traffic()
-			if w.state != nil && w.one(4) {
-				drawn.count("something about people and channels")
-				w.organized()
-			}
-		}
-		if w.state != nil && w.one(20) && one.bridge != nil {
-			w.drew("a state is asked for")
-			one.bridge.AskState()
-		}
+	case dice < traffics || dice >= processes:
+		w.happen(one, dice)
 	case dice < 540:
 		w.drew("start")
 		one.start()
@@ -522,10 +512,33 @@ func (w *world) act() {
 		w.told.paused = true
 		one.gate.close()
 		w.told.cut = append(w.told.cut, time.Now())
-	case dice < 705:
+	default:
 		w.drew("go on")
 		for _, i := range w.instances {
 			i.gate.open()
+		}
+	}
+}
+
+// Of a dice of a thousand, what is below traffics is traffic, and what is between that and
+// processes is about processes.
+const traffics, processes = 390, 705
+
+// happen lets one thing happen that is not about processes, by a dice.
+func (w *world) happen(one *instance, dice int) {
+	switch {
+	case dice < traffics:
+		w.drew("traffic")
+		for range 1 + w.rng.IntN(12) {
+			w.traffic()
+			if w.state != nil && w.one(4) {
+				drawn.count("something about people and channels")
+				w.organized()
+			}
+		}
+		if w.state != nil && w.one(20) && one.bridge != nil {
+			w.drew("a state is asked for")
+			one.bridge.AskState()
 		}
 	case dice < 735:
 		w.drew("jetstream down")

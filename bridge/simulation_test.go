@@ -80,7 +80,8 @@ type world struct {
 	account   *zulipsim.Account
 	jet       *model.Stream
 	realm     subjects.Realm
-	lease     *simLease // nil: the instances run without one
+	lease     *simLease // nil: the instances run without one, or
+	acquire   acquirer  // nil: likewise
 	instances []*instance
 	options   poller.Options
 	state     []poller.Section     // what the instances started from now on ask for
@@ -109,6 +110,9 @@ type world struct {
 	odd       int
 	busy      bool // more is said than a poll can wait for
 }
+
+// acquirer gives what an instance acquires its leases by, for one run of it.
+type acquirer func(i *instance) func(ctx context.Context, standby func(leader string)) (bridge.Lease, error)
 
 // newWorld is a Zulip, an empty stream and no instance of the bridge yet. It must be made
 // and closed in a synctest bubble.
@@ -288,6 +292,9 @@ func (i *instance) start() {
 			i.term.Store(t)
 			return t, nil
 		}
+	}
+	if w.acquire != nil {
+		cfg.Acquire = w.acquire(i)
 	}
 	if w.configure != nil {
 		w.configure(&cfg)

@@ -88,8 +88,8 @@ func (a *app) check() *urfave.Command {
 					k.warn("variables", strings.Join(unknown, ", "), "no option has these variables: correct or unset them")
 				}
 				if unused := s.unusedVariables(); len(unused) > 0 {
-					k.warn("variables", strings.Join(unused, ", "), "they can stand for the account of none of several "+
-						"organizations, and are not used: unset them")
+					k.warn("variables", strings.Join(unused, ", "), "--config or several --zuliprc say which accounts "+
+						"there are, and these can stand for none of them: unset them")
 				}
 				k.all(u.Context)
 			}

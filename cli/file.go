@@ -290,7 +290,7 @@ func (f *configFile) parse(raw []byte) {
 				value, e.cut = cutComment(strings.TrimSpace(value))
 			}
 			if value == "" {
-				f.complain(e.line, "%s has no value: write one behind the =, or take the line away", name)
+				f.complain(e.line, noValue, name)
 				delete(s.keys, name)
 				continue
 			}
@@ -301,6 +301,8 @@ func (f *configFile) parse(raw []byte) {
 		}
 	}
 }
+
+const noValue = "%s has no value: write one behind the =, or take the line away"
 
 // quoted says whether the value stands between backquotes, as scan has seen it.
 func (e entry) quoted() bool { return strings.HasPrefix(e.value, "`") }
@@ -465,8 +467,12 @@ func (f *configFile) plain(n int, name, value string) bool {
 		return true
 	}
 	word, cut := cutComment(value)
-	if value == "" || word == "" {
-		f.complain(n, "%s has no value: write one behind the =, or take the line away", name)
+	switch {
+	case value == "":
+		f.complain(n, noValue, name)
+		return false
+	case word == "":
+		f.complain(n, "%s has no value, since # and ; begin a comment: write one; if the mark belongs to it, %s", name, backquotes)
 		return false
 	}
 	first, last := word[0], word[len(word)-1]
@@ -485,9 +491,9 @@ func (f *configFile) plain(n int, name, value string) bool {
 }
 
 // cutComment cuts off the comment behind a value: it begins with the first # or ; that has
-// a blank before it. cut says whether there is one.
+// a blank before it, or nothing. cut says whether there is one.
 func cutComment(value string) (before string, cut bool) {
-	blank := false
+	blank := true
 	for i, r := range value {
 		if blank && (r == '#' || r == ';') {
 			return strings.TrimSpace(value[:i]), true
@@ -519,8 +525,14 @@ func (f *configFile) known(n int, s *section, name string) bool {
 		f.complain(n, "%s is no key of the file: it is an option of the command line only", name)
 	default:
 		what := fmt.Sprintf("there is no key %s in %s", shownKey(name), head)
+		var others []string
+		for _, kind := range sectionKinds {
+			others = append(others, keysOf(kind)...)
+		}
 		if like := cmp.Or(near(plain, here), near(s.kind+"-"+plain, here)); like != "" {
 			what += " (is " + like + " meant?)"
+		} else if like := near(plain, others); like != "" {
+			what += " (is " + like + " meant? It stands below " + sectionFor(like) + ")"
 		} else {
 			what += "; a key has the name of an option, and `zulip-nats run --help` lists those"
 		}

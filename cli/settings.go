@@ -28,8 +28,8 @@ import (
 //   - --config FILE: each section [realm "NAME"] is one; see file.go.
 //
 // What holds for the process is in the flag, else the variable, else the file. What holds
-// for a realm is in its own section, else the flag, the variable, [stream] or [queue]. So a
-// flag about realms is the default of all.
+// for a realm is in its own section, else the flag, the variable, [stream] or [queue].
+// So a flag about realms is the default of all.
 //
 // It is made once for each run of the program. Its methods are not for several goroutines
 // at a time.
@@ -57,6 +57,7 @@ type reading struct {
 	c     *Config
 	file  *configFile // nil: none is named
 	wrong complaints
+	bad   map[string]bool // options with a word that is wrong, wherever it stands
 
 	process map[string]origin   // where each setting of c is from, by the option's name
 	realms  []map[string]origin // the same for each of c.Realms
@@ -67,7 +68,6 @@ type origin struct {
 	word string
 	from string // --max-age, ZULIP_NATS_MAX_AGE, or acme.ini:12
 	line int    // of the file, 0 if it is from elsewhere
-	cut  bool   // a comment was cut off behind it
 }
 
 // read looks at everything anew: the file, and what it names. The Config is new each time,
@@ -77,7 +77,7 @@ type origin struct {
 // That a zuliprc or a key_file cannot be read, or has no account in it, is no complaint
 // where the realm has a name: it is the trouble of that realm alone, and may pass.
 func (s *settings) read() (*Config, error) {
-	r := &reading{}
+	r := &reading{bad: map[string]bool{}}
 	s.last = r
 	path, source, err := s.config.word()
 	switch rcs := s.zuliprcs(); {
@@ -141,8 +141,8 @@ func (s *settings) unusedVariables() (names []string) {
 func (s *settings) warn(log zerolog.Logger) {
 	if unused := s.unusedVariables(); len(unused) > 0 {
 		logevent.VariablesUnused.Warn(log).
-			Msgf("several organizations are named, and these variables can stand for the account of none: %s; they are not "+
-				"used, so unset them", strings.Join(unused, ", "))
+			Msgf("--config or several --zuliprc say which accounts there are, and these variables can stand for none of "+
+				"them: %s; they are not used, so unset them", strings.Join(unused, ", "))
 	}
 }
 
@@ -197,6 +197,7 @@ func (s *settings) outer(r *reading, forbidden map[string]string) map[string]ori
 			words[o.Name] = origin{word: word, from: from}
 			if err := o.take(word, from); err != nil {
 				r.wrong.add(0, err)
+				r.bad[o.Name] = true
 			}
 		}
 	}
@@ -221,8 +222,8 @@ func (s *settings) readSeveral(r *reading, paths []string) {
 		}
 		name, err := realmOf("", account.Site)
 		if err != nil {
-			r.wrong.add(0, configErrorf("%s: %s; or write a file with a section [realm \"NAME\"] for it, and name that with "+
-				"--config", where, err))
+			r.wrong.add(0, configErrorf("%s: its site gives no name for the realm that a NATS subject can hold: name it "+
+				"yourself, in a file with a section [realm \"NAME\"], and name that with --config", where))
 			continue
 		}
 		realm.Name, realm.who = name.String(), account.Email+" "+account.Site
@@ -250,7 +251,7 @@ func (s *settings) readFile(r *reading) {
 		"realm":      why + "the file has the name of each in the head of its section, [realm \"NAME\"]",
 		"moved-from": why + "write moved-from = URL into its section [realm \"NAME\"] of the file",
 	})
-	f.values()
+	f.values(r.bad)
 	shared := map[string]origin{}
 	for _, sec := range f.sections {
 		if sec.kind != "realm" {
@@ -273,7 +274,7 @@ func (s *settings) readFile(r *reading) {
 		for _, other := range r.c.Realms {
 			if realm.who != "" && other.who == realm.who {
 				f.complain(sec.line, "[%s] has the account of [realm %q] (line %d): leave one of the two out, or correct its "+
-					"account", sec.title(), other.Name, f.lineOf(other.Name))
+					"account", sec.title(), other.Name, f.section(other.Name).line)
 			}
 		}
 		r.c.Realms, r.realms = append(r.c.Realms, realm), append(r.realms, origins)
@@ -316,20 +317,20 @@ func choose(options []*option, places ...map[string]origin) map[string]origin {
 	return chosen
 }
 
-// values complains of what is no value of its option.
-func (f *configFile) values() {
-	c := defaults()
-	options := map[string]*option{}
-	for _, o := range c.options() {
-		options[o.Name] = o
-	}
+// values complains of what is no value of its option, and adds those options to bad.
+func (f *configFile) values(bad map[string]bool) {
 	for _, sec := range f.sections {
 		for name, e := range sec.keys {
-			o := options[name]
-			if o == nil || name == "zuliprc" { // of the account
+			// Each on its own: what a port is worth must not depend on whether there is a URL.
+			c := defaults()
+			options := c.options()
+			i := slices.IndexFunc(options, func(o *option) bool { return o.Name == name })
+			if i < 0 || name == "zuliprc" { // of the account
 				continue
 			}
+			o := options[i]
 			if err := o.set(e.value); err != nil {
+				bad[name] = true
 				if redact.Text(e.value) != e.value {
 					err = errLikeKey
 				}
@@ -344,23 +345,18 @@ func (f *configFile) values() {
 	}
 }
 
+// section is the one of a realm that is known to have one.
+func (f *configFile) section(realm string) *section {
+	return f.sections[slices.IndexFunc(f.sections, func(s *section) bool { return s.kind == "realm" && s.realm == realm })]
+}
+
 // origins are the words of a section.
 func (f *configFile) origins(sec *section) map[string]origin {
 	words := map[string]origin{}
 	for name, e := range sec.keys {
-		words[name] = origin{word: e.value, from: fmt.Sprintf("%s:%d", f.shown, e.line), line: e.line, cut: e.cut}
+		words[name] = origin{word: e.value, from: fmt.Sprintf("%s:%d", f.shown, e.line), line: e.line}
 	}
 	return words
-}
-
-// lineOf is the line of a realm's section.
-func (f *configFile) lineOf(realm string) int {
-	for _, sec := range f.sections {
-		if sec.kind == "realm" && sec.realm == realm {
-			return sec.line
-		}
-	}
-	return 0
 }
 
 // account fills in the account of a realm, and complains if it is none.
@@ -433,19 +429,25 @@ func (f *configFile) inline(sec *section, r *RealmConfig, values, where map[stri
 
 // check says what is wrong with settings that are right one by one. What a complaint is
 // about is known by the options that it names: where one of them is from the file, it is
-// the file's.
+// the file's. Where one of them has a wrong word, that was said already, and what it would
+// be is not known.
 func (s *settings) check(r *reading, outer map[string]origin) {
-	tell := func(err error, origins map[string]origin) {
-		line := 0
-		for _, m := range mentioned.FindAllStringSubmatch(err.Error(), -1) {
-			line = max(line, origins[m[1]].line)
+	tell := func(err error, places ...map[string]origin) {
+		names := mentioned.FindAllStringSubmatch(err.Error(), -1)
+		if slices.ContainsFunc(names, func(m []string) bool { return r.bad[m[1]] }) {
+			return
 		}
-		switch {
-		case line > 0:
-			r.file.complain(line, "%s", mentioned.ReplaceAllString(err.Error(), "$1"))
-		default:
-			r.wrong.add(0, err)
+		for _, origins := range places {
+			line := 0
+			for _, m := range names {
+				line = max(line, origins[m[1]].line)
+			}
+			if line > 0 {
+				r.file.complain(line, "%s", mentioned.ReplaceAllString(err.Error(), "$1"))
+				return
+			}
 		}
+		r.wrong.add(0, err)
 	}
 	// A context of the nats command says what the options do not, so it is looked at once
 	// the options are known.
@@ -454,11 +456,17 @@ func (s *settings) check(r *reading, outer map[string]origin) {
 	}
 	for i := range r.c.Realms {
 		for _, err := range r.c.Realms[i].check(r.c.NATS.URL) {
-			both := maps.Clone(r.process)
-			maps.Copy(both, r.realms[i])
-			tell(err, both)
+			tell(err, r.own(i), r.realms[i], r.process)
 		}
 	}
+}
+
+// own are the words of a realm's own section.
+func (r *reading) own(i int) map[string]origin {
+	if r.file == nil {
+		return nil
+	}
+	return r.file.origins(r.file.section(r.c.Realms[i].Name))
 }
 
 // mentioned are the options that a sentence names, with their variables.

@@ -90,8 +90,8 @@ func (r *reading) print() (string, error) {
 			return "", err
 		}
 		name, why := realm.Name, ""
-		if name == "" || realm.Where == "" && realm.Name == "" || r.file == nil && realm.Where != "" {
-			named, err := realmOf(realm.Name, account.Site)
+		if r.file == nil && origins["realm"].word == "" {
+			named, err := realmOf("", account.Site)
 			if err != nil {
 				return "", err
 			}
