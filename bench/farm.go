@@ -23,7 +23,6 @@ type farm struct {
 	t         *scope
 	url       string
 	all       []*organization
-	https     bool
 	authority string       // path of its certificate
 	requests  atomic.Int64 // of all
 }
@@ -39,7 +38,7 @@ type organization struct {
 func newFarm(t *scope, n int, https bool) *farm {
 	f := &farm{t: t}
 	srv := httptest.NewUnstartedServer(f)
-	if f.https = https; https {
+	if https {
 		srv.EnableHTTP2 = true
 		srv.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 128}
 		srv.StartTLS()

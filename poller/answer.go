@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"zulip-nats/health"
@@ -23,6 +24,8 @@ const (
 	// gather more events in each. Only a single event larger than that makes it grow
 	// further.
 	firstWindow, quickWindow, maxWindow = 4 << 10, 64 << 10, 2 << 20
+	// mostWindows is by how much all windows together may be larger than quickWindow each.
+	mostWindows = 64 << 20
 	// maxEvent is the size up to which an event is kept whole, unless Client.maxEvent
 	// says otherwise.
 	maxEvent = 64 << 20
@@ -59,6 +62,7 @@ type answer struct {
 	// read, if any.
 	buf             []byte
 	first, pos, end int
+	borrowed        int64 // of windows
 
 	place place
 	list  list
@@ -144,6 +148,23 @@ func (a *answer) Close() {
 	a.cancel(errClosed)
 	a.pump.stop()
 	a.pump, a.buf = nil, nil
+	windows.Add(-a.borrowed)
+	a.borrowed = 0
+}
+
+// windows is what the windows of all answers have that are being read, beyond what each
+// begins with, in bytes.
+var windows atomic.Int64
+
+// borrow says whether a window may become so much larger. A thousand realms may have a
+// backlog at the same time, behind an outage of NATS: then batches stay small.
+func (a *answer) borrow(n int) bool {
+	if windows.Add(int64(n)) > mostWindows {
+		windows.Add(-int64(n))
+		return false
+	}
+	a.borrowed += int64(n)
+	return true
 }
 
 var errClosed = errors.New("the answer was closed")
@@ -250,8 +271,10 @@ func (a *answer) makeRoom() bool {
 		// Room is made once per batch, here: the batch before is no longer valid. An
 		// answer that filled its window gets a larger one.
 		into := a.buf
-		if held := a.end - keep; len(a.buf) < maxWindow || len(a.buf) > maxWindow && held < maxWindow/2 {
-			into = make([]byte, min(2*len(a.buf), maxWindow))
+		larger := min(2*len(a.buf), maxWindow)
+		if held := a.end - keep; len(a.buf) < maxWindow && a.borrow(larger-len(a.buf)) ||
+			len(a.buf) > maxWindow && held < maxWindow/2 {
+			into = make([]byte, larger)
 		}
 		a.end = copy(into, a.buf[keep:a.end])
 		a.pos -= keep

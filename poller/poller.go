@@ -337,8 +337,8 @@ func (p *Poller) Drop() {
 	}
 }
 
-// Close drops the answer in hand, with its connection if it was not read to its end. The
-// Poller can be used again afterwards.
+// Close drops the answer in hand, with its connection if it was not read to its end (with
+// HTTP/2: its stream). The Poller can be used again afterwards.
 func (p *Poller) Close() {
 	p.Drop()
 	p.Client.closeIdle()

@@ -29,11 +29,12 @@ const (
 	// 55 s at least, so hardly any is asked.
 	pingAfter, pingTimeout = 45 * time.Second, 15 * time.Second
 	// streamWindow is how much of one answer may be on its way, or here and not read
-	// yet. It bounds the memory of an answer whose events cannot be stored now, and the
-	// speed from far away: 20 MB a second at 50 ms. The window of the connection is that of
-	// net/http, a gigabyte, more than all polls on it can have. So an answer that nobody
-	// reads does not hold up the others.
-	streamWindow = 1 << 20
+	// yet. It bounds the memory of answers whose events cannot be stored now, of which
+	// there may be a thousand behind an outage of NATS, and the speed from far away: 5 MB
+	// a second at 50 ms, compressed. The window of the connection is that of net/http, a
+	// gigabyte, more than all polls on it can have. So an answer that nobody reads does
+	// not hold up the others.
+	streamWindow = 256 << 10
 	// mostHead bounds the head of an answer. Zulip's and nginx's has some 500 bytes.
 	mostHead = 64 << 10
 )
