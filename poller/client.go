@@ -168,14 +168,7 @@ func (c *Client) open(ctx context.Context, path string, query url.Values, patien
 	timer := time.AfterFunc(patience, func() { cancel(errSilent) })
 	defer timer.Stop()
 	sent := time.Now()
-	var resp *http.Response
-	var err error
-	send := func() { resp, err = c.send(mine, "GET", path, query) }
-	if path == "events" { // most realms wait here, and need no second stack for it
-		send()
-	} else {
-		aside(send)
-	}
+	resp, err := c.send(mine, "GET", path, query)
 	asked := "GET /api/v1/" + path
 	if err != nil {
 		cancel(nil)
@@ -207,26 +200,8 @@ func (c *Client) call(ctx context.Context, method, path string, form url.Values,
 }
 
 // callFor is call for an answer of at most so many bytes.
-func (c *Client) callFor(ctx context.Context, method, path string, form url.Values, most int64, out any) (err error) {
+func (c *Client) callFor(ctx context.Context, method, path string, form url.Values, most int64, out any) error {
 	health.Waits(ctx, answerTimeout)
-	aside(func() { err = c.exchange(ctx, method, path, form, most, out) })
-	return err
-}
-
-// aside runs f on a stack of its own, and waits for it. The stack of a goroutine keeps the
-// size that it once needed, and the one that asks is a realm's, which may be one of
-// thousands. For its polls 8 KiB are enough; what else it does is deeper, and rare.
-func aside(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	<-done
-}
-
-// exchange is callFor on the stack of its caller.
-func (c *Client) exchange(ctx context.Context, method, path string, form url.Values, most int64, out any) error {
 	mine, cancel := context.WithTimeoutCause(ctx, answerTimeout, errSilent)
 	defer cancel()
 	asked := method + " /api/v1/" + path

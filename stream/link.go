@@ -342,19 +342,6 @@ type apiReply struct {
 
 func (r *apiReply) failure() *jetstream.APIError { return r.Error }
 
-// aside runs f on a stack of its own, and waits for it. The stack of a goroutine keeps the
-// size that it once needed, and the one that asks is a realm's, which may be one of
-// thousands and waits for most of its life. JSON with the settings of a stream is the
-// deepest that it comes to: without it 8 KiB are enough.
-func aside(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	<-done
-}
-
 // ask is a request to JetStream's API; its JSON answer goes to out, which embeds
 // apiReply. An error in the answer becomes an *Error.
 func (l *link) ask(
@@ -362,9 +349,9 @@ func (l *link) ask(
 	out interface{ failure() *jetstream.APIError },
 ) error {
 	var data []byte
-	var err error
 	if question != nil {
-		if aside(func() { data, err = json.Marshal(question) }); err != nil {
+		var err error
+		if data, err = json.Marshal(question); err != nil {
 			return errorf(Wrong, "%s: %w", what, err)
 		}
 	}
@@ -372,7 +359,7 @@ func (l *link) ask(
 	if err != nil {
 		return err
 	}
-	if aside(func() { err = json.Unmarshal(answer.Data, out) }); err != nil {
+	if err := json.Unmarshal(answer.Data, out); err != nil {
 		return errorf(Wrong, "%s: the answer on %s is not understood, what gave it is no JetStream, or a newer one "+
 			"than this program knows: %w", what, subject, err)
 	}
