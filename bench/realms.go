@@ -29,7 +29,7 @@ import (
 // connection, and by HTTP/2, where polls share connections, with TLS. The streams are new,
 // on one server. Idle: nothing happens in any of them but an event each second in the
 // first, and Zulip's heartbeats. Busy: one event each second in every one, spread over the
-// second. Each lasts a minute, and what stands in the table is of that minute: resident
+// second. Each lasts 40 s, and what stands in the table is of that time: resident
 // memory at its end (VmRSS), processor time by what is one core, the messages that the
 // server got from its clients, the requests that the organizations got. What the server
 // takes is what it says of itself (varz).
@@ -130,12 +130,12 @@ func manyRealms(t *scope, n int, by string, alone map[string]load) {
 	}
 }
 
-// bears measures what a process bears for a minute.
+// bears measures what a process bears for 40 s.
 func (f *farm) bears(p *process, nc *nats.Conn, port int) load {
 	t := f.t
 	used, began, asked := p.used(), time.Now(), f.requests.Load()
 	messages, _ := serverSays(t, port)
-	l := load{delays: f.delays(nc, t.sized(60, 300))}
+	l := load{delays: f.delays(nc, t.sized(40, 300))}
 	took := time.Since(began).Seconds()
 	l.resident, l.core = p.resident(), (p.used()-used).Seconds()/took*100
 	l.asks = float64(f.requests.Load()-asked) / took
