@@ -79,9 +79,9 @@ var mutations = []mutation{
 		"	return max(wait, over)\n", "	return 0 * max(wait, over)\n", "./poller -run TestBusyHour|TestPace"},
 	{"6: a 429 is waited out as told, to its last fraction", "poller/retry.go",
 		"math.Ceil(min(seconds, mostRetryAfter.Seconds()) * 1e9)", "math.Floor(min(seconds, mostRetryAfter.Seconds())) * 1e9", "./poller -run TestRetryAfter"},
-	{"7: who is paused past its lease does not write", "lease/lease.go",
+	{"7: who is paused past its lease does not write", "fleet/session.go",
 		"	return !now.Before(d.mono) || !now.Round(0).Before(d.wall)\n", "	return now.IsZero()\n",
-		"./lease -run TestPausedHolder -count 5"},
+		"./fleet -run TestPausedHolder -count 5"},
 }
 
 // TestMutationsApply keeps the list true to the sources.

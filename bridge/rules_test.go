@@ -911,12 +911,18 @@ type scriptedLease struct {
 	ask   context.CancelFunc
 	over  atomic.Bool
 	had   atomic.Int32 // how often it was asked for
+	back  atomic.Int32 // how often it was released while it was held
 }
 
-func (l *scriptedLease) Context() context.Context      { return l.ctx }
-func (l *scriptedLease) Asked() context.Context        { return l.asked }
-func (l *scriptedLease) Held() bool                    { return !l.over.Load() && l.ctx.Err() == nil }
-func (l *scriptedLease) Release(context.Context) error { return nil }
+func (l *scriptedLease) Context() context.Context { return l.ctx }
+func (l *scriptedLease) Asked() context.Context   { return l.asked }
+func (l *scriptedLease) Held() bool               { return !l.over.Load() && l.ctx.Err() == nil }
+func (l *scriptedLease) Release(context.Context) error {
+	if l.Held() {
+		l.back.Add(1)
+	}
+	return nil
+}
 
 // scriptedLease lets the instances started from now on have that lease once.
 func (w *world) scriptedLease() *scriptedLease {
@@ -1045,6 +1051,106 @@ func TestLeaseIsOver(t *testing.T) {
 			one.dead()
 			if g, q := w.gaps(), w.zulip.Queues(); len(g) != 0 || q[0].Dead != "" {
 				t.Errorf("%d gaps, queues at Zulip: %s; want none, and the queue alive", len(g), w.queuesSay())
+			}
+		})
+	})
+}
+
+// Another instance is to have the lease. What is in hand is finished, the lease is released
+// while it is held, and it is wanted again; and no lease was lost.
+func TestHandedOver(t *testing.T) {
+	handed := func(t *testing.T, w *world, l *scriptedLease, log func() string) {
+		t.Helper()
+		if l.had.Load() != 2 || l.back.Load() != 1 {
+			t.Errorf("the lease was asked for %d times and released %d times while it was held; want 2 and 1",
+				l.had.Load(), l.back.Load())
+		}
+		if text := log(); strings.Count(text, `"event":"handed_over"`) != 1 || strings.Contains(text, "lease_lost") ||
+			strings.Contains(text, `"level":"error"`) {
+			t.Errorf("the log has %s", text)
+		}
+		if q := w.zulip.Queues(); len(q) != 1 || q[0].Dead != "" || q[0].Waiting {
+			t.Errorf("queues at Zulip: %s; want the one, which nobody polls", w.queuesSay())
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		fault  model.Fault // of the write that is under way; none: a poll is
+		within time.Duration
+		live   int // messages that are stored
+	}{
+		{"in a poll", model.Fault{}, 100 * time.Millisecond, 0},
+		{"in a write", model.Fault{Late: 1500 * time.Millisecond}, 2 * time.Second, 1},
+		{"in a write that has no end", model.Fault{Deaf: true, Late: time.Hour}, 6 * time.Second, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				log := w.logged()
+				withLog := w.configure
+				l := w.scriptedLease()
+				withLease := w.configure
+				w.configure = func(c *bridge.Config) { withLease(c); withLog(c) }
+				one.start()
+				time.Sleep(time.Second)
+				if test.fault != (model.Fault{}) {
+					w.jet.SetFaults(func(op string) (f model.Fault) {
+						if op == "append" {
+							f = test.fault
+						}
+						return f
+					})
+					w.say(1)
+					time.Sleep(100 * time.Millisecond)
+				}
+				l.ask()
+				time.Sleep(test.within)
+				if live, _ := w.origins(); live != test.live {
+					t.Errorf("%d messages stored, want %d", live, test.live)
+				}
+				handed(t, w, l, log)
+				w.jet.SetFaults(nil)
+			})
+		})
+	}
+	t.Run("to another", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			w.lease = &simLease{ttl: time.Minute}
+			two := w.instance()
+			one.follows(3)
+			two.start()
+			time.Sleep(time.Second)
+			w.lease.handOver()
+			time.Sleep(time.Second)
+			// Who has handed it over may be the first to ask for this one.
+			if a, b := one.bridge.Status().State, two.bridge.Status().State; a != bridge.Following && b != bridge.Following {
+				t.Errorf("a second later nobody follows: %s and %s", a, b)
+			}
+			w.say(3)
+			time.Sleep(10 * time.Second)
+			if live, refilled := w.origins(); live != 6 || refilled != 0 || len(w.gaps()) != 0 {
+				t.Errorf("%d live and %d refilled messages, and %d gaps; want six live ones", live, refilled, len(w.gaps()))
+			}
+			if q := w.zulip.Queues(); len(q) != 1 {
+				t.Errorf("queues at Zulip: %s; want the one", w.queuesSay())
+			}
+		})
+	})
+	t.Run("while a queue is to be retired", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			l := w.scriptedLease()
+			withLease := w.configure
+			w.configure = func(c *bridge.Config) { withLease(c); c.DeleteQueue = true }
+			one.follows(1)
+			one.end()
+			l.ask()
+			<-one.done
+			if one.err != nil {
+				t.Errorf("the stop says %v", one.err)
+			}
+			one.err, one.done = nil, nil
+			one.dead()
+			if q := w.zulip.Queues(); q[0].Dead != "deleted" {
+				t.Errorf("queues at Zulip: %s; want it deleted", w.queuesSay())
 			}
 		})
 	})

@@ -44,7 +44,7 @@ var everyDraw = strings.Split(`all public channels|narrow|event types with messa
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
 	`an object store with a limit|CloudEvents|subjects by place|answers in pieces|by place.channel|by place.direct|by place.none|by place, looked up|moved to another channel|something sent while registering|what is deleted is erased|`+
 	`edited message|deleted message|deleted together|an answer to a poll|a deletion that the stream tells|`+
-	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|`+
+	`traffic|large messages|late transaction|later than a minute|redelivery|odd event|start|kill|stop|stop while JetStream does not answer|pause|go on|the lease is asked for|`+
 	`jetstream down|jetstream up|jetstream reconnects|jetstream hangs|jetstream worse|a leader is deposed|NATS's clock is put|Zulip's and NATS's clocks are put|`+
 	`foreign, on a subject of ours|foreign, on zulip.acme.message|foreign, on zulip.acme.bridge.queue|foreign, on others' subjects|foreign, many|`+
 	`the oldest messages age out|queues expire|zulip crashes|zulip restarts|account replaced|`+
@@ -512,6 +512,9 @@ func (w *world) act() {
 		w.told.paused = true
 		one.gate.close()
 		w.told.cut = append(w.told.cut, time.Now())
+	case dice < 673 && w.lease != nil:
+		w.drew("the lease is asked for")
+		w.lease.handOver()
 	default:
 		w.drew("go on")
 		for _, i := range w.instances {

@@ -536,6 +536,8 @@ type term struct {
 	writer   string
 	ctx      context.Context
 	cancel   context.CancelFunc
+	asked    context.Context // until another instance is to have it
+	ask      context.CancelFunc
 	mu       sync.Mutex
 	deadline time.Time // as the holder has it: counted from before it asked
 }
@@ -553,6 +555,15 @@ func (l *simLease) ask(ctx context.Context, jet *model.Client, f func()) error {
 	return nil
 }
 
+// handOver asks the holder, if there is one, to let another instance have it.
+func (l *simLease) handOver() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.holder != nil {
+		l.holder.ask()
+	}
+}
+
 func (l *simLease) acquire(ctx, life context.Context, g *gate, jet *model.Client, writer string,
 	standby func(leader string)) (*term, error) {
 	waiting := false
@@ -563,6 +574,7 @@ func (l *simLease) acquire(ctx, life context.Context, g *gate, jet *model.Client
 			if now := time.Now(); l.holder == nil || !now.Before(l.expires) {
 				t = &term{lease: l, jet: jet, writer: writer, deadline: asked.Add(l.ttl)}
 				t.ctx, t.cancel = context.WithCancel(life)
+				t.asked, t.ask = context.WithCancel(life)
 				l.holder, l.expires = t, now.Add(l.ttl)
 			}
 			leader = l.holder.writer
@@ -628,7 +640,7 @@ func (t *term) renew(g *gate) {
 }
 
 func (t *term) Context() context.Context { return t.ctx }
-func (t *term) Asked() context.Context   { return context.Background() }
+func (t *term) Asked() context.Context   { return t.asked }
 
 func (t *term) Held() bool {
 	t.mu.Lock()

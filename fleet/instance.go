@@ -131,6 +131,7 @@ type Instance struct {
 	end   context.CancelFunc // of it
 	wake  chan struct{}      // holds one: the loop is to look again
 	beats atomic.Uint64      // turns of the loop
+	slots chan struct{}      // as many claims may be on their way
 	work  sync.WaitGroup
 
 	mu       sync.Mutex
@@ -166,6 +167,7 @@ func NewInstance(cfg Config) (*Instance, error) {
 	}
 	host, _ := os.Hostname() // for people only
 	i := &Instance{cfg: cfg, store: cfg.Store, wake: make(chan struct{}, 1), replicas: 1,
+		slots: make(chan struct{}, mostClaims),
 		me:    Holder{Writer: cfg.Writer, Host: host, PID: os.Getpid(), process: thisProcess()},
 		wants: map[string]*want{}, leases: map[string]*Lease{}, past: map[string]bool{}, dead: map[string]*deadLook{}}
 	if i.store == nil {

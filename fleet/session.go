@@ -51,6 +51,7 @@ type session struct {
 	rewatch   bool      // the watch is to be made anew
 	making    bool      // it is being made
 	watchedAt time.Time // when that was last begun
+	stalls    int       // how often it was found to stand still, and since then never in time
 	near      bool      // what we want is held by a process of this machine
 	lookedAt  time.Time // when those were last looked at
 
@@ -78,7 +79,8 @@ func (i *Instance) lifetime() time.Duration {
 	return (d + time.Second - 1).Truncate(time.Second)
 }
 
-// settled is how long a renewal that was acknowledged may take to come through the watch.
+// settled is how long a renewal that was acknowledged takes at most to come through a watch
+// that is well.
 func (i *Instance) settled() time.Duration { return max(time.Second, lifeTrips*i.store.RoundTrip()) }
 
 // try begins a session, if that can be had now. It is nil, too, if the key would be over by
@@ -409,6 +411,9 @@ func (s *session) came(u Update) {
 	}
 	v.take(u.Key, u.Entry)
 	v.seen = max(v.seen, u.Revision)
+	if u.Revision == s.acked && time.Since(s.ackedAt) < s.settled() {
+		s.stalls = 0
+	}
 	if u.Key == instanceKey(s.id) && u.Revision > s.revision && parseCard(s.id, u.Value) == nil {
 		s.revision = u.Revision // a stranger's hand
 		s.renewNow()

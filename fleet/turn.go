@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -17,6 +18,9 @@ const (
 	mostClaims = 32
 	// deadEvery is how often the processes of this machine are looked at, at most.
 	deadEvery = 250 * time.Millisecond
+	// mostStalls is how often the time is doubled after which a watch counts as standing
+	// still.
+	mostStalls = 5
 	// askFor is how long one realm is asked for before it is another one's turn, in lives
 	// of a key.
 	askFor = 10
@@ -121,10 +125,12 @@ func (s *session) watchWatch(now time.Time, later func(time.Time)) {
 		since = latest(since, v.begun)
 	}
 	if s.updates != nil && v.seen < s.acked {
-		if due := since.Add(s.settled()); now.Before(due) {
+		// Longer each time: a watch that is slow, and for long, is better than none.
+		if due := since.Add(s.settled() << min(s.stalls, mostStalls)); now.Before(due) {
 			later(due)
 		} else {
 			s.rewatch = true
+			s.stalls++
 		}
 	}
 	if !s.rewatch {
@@ -265,9 +271,6 @@ func (s *session) claimFree(now time.Time, t tally, later func(time.Time)) (rest
 			continue
 		}
 		rests = false
-		if s.claims >= mostClaims {
-			break // whoever of them ends wakes us
-		}
 		room--
 		s.claims++
 		s.busy[k.realm]++
@@ -325,9 +328,16 @@ func (s *session) writeClaim(realm string, expected uint64) (uint64, error) {
 	return revision, err
 }
 
-// claim takes a realm that is free.
+// claim takes a realm that is free, when it is its turn.
 func (s *session) claim(realm string, expected uint64, from *deadLook) {
-	revision, err := s.writeClaim(realm, expected)
+	var revision uint64
+	err := context.Cause(s.ctx)
+	select {
+	case s.slots <- struct{}{}:
+		revision, err = s.writeClaim(realm, expected)
+		<-s.slots
+	case <-s.ctx.Done():
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.claims--
