@@ -61,6 +61,7 @@ var sections = []section{
 	{"cost", "processor time, start, stop, sizes", cost},
 	{"refill", "messages read back from history after a lost queue", refill},
 	{"old", "a start on a large stream", old},
+	{"realms", "1 to 1,000 organizations in one process", realms},
 	{"peers", "other programs that do the same job", peers},
 }
 
@@ -74,6 +75,8 @@ type options struct {
 	nats    string
 	program string
 	list    bool
+
+	profiles string
 }
 
 // bench is one run.
@@ -172,6 +175,7 @@ func (b *bench) parse(args []string) ([]section, error) {
 	f.StringVar(&b.nats, "nats", "", "`PATH` of the nats command, or none to leave out what needs it; unless given, "+
 		natscli+" is built")
 	f.StringVar(&b.program, "program", "", "`PATH` of another zulip-nats; unless given, that of this checkout is built")
+	f.StringVar(&b.profiles, "profiles", "", "`FOLDER` for profiles of the program, of the section realms")
 	f.BoolVar(&b.list, "list", false, "list the sections and end")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -70,17 +70,20 @@ func memory(t *scope) {
 }
 
 // peak is the greatest resident memory so far, in MB.
-func (p *process) peak() float64 {
+func (p *process) peak() float64 { return p.memory("VmHWM:") }
+
+// memory is a line of the process's status, in MB.
+func (p *process) memory(name string) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	p.t.must(err)
 	for line := range bytes.Lines(status) {
-		if value, ok := bytes.CutPrefix(line, []byte("VmHWM:")); ok {
+		if value, ok := bytes.CutPrefix(line, []byte(name)); ok {
 			kB, err := strconv.ParseFloat(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB")))), 64)
 			p.t.must(err)
 			return kB * 1024 / 1e6
 		}
 	}
-	p.t.Fatalf("no VmHWM in the status of process %d", p.cmd.Process.Pid)
+	p.t.Fatalf("no %s in the status of process %d", name, p.cmd.Process.Pid)
 	return 0
 }
 

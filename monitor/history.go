@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -18,7 +19,7 @@ var states = []string{string(bridge.Standby), string(bridge.Following), string(b
 	string(bridge.Starting), string(bridge.Registering), string(bridge.WaitingZulip), string(bridge.WaitingNATS),
 	string(bridge.NeedsOperator), string(bridge.Stopped), stateWedged}
 
-// history is the last hour of each realm, some 3 KiB each, however much happens. The
+// history is the last hour of each realm, some 2 KiB each, however much happens. The
 // bridges count since the process began and keep nothing else, so what belongs to which
 // minute is seen from here: by looking at the counters now and then.
 type history struct {
@@ -33,11 +34,13 @@ type hour struct {
 	looks   [time.Minute / lookEvery]slot
 }
 
-// slot is what was done in a span of time, which is numbered from 1970 on.
+// slot is what was done in a span of time, which is numbered from 1970 on. There are 72 for
+// each of perhaps a thousand realms, so it is small.
 type slot struct {
-	span    int64
-	counted counted
-	worst   int // of states, that was seen in it
+	stored, bytes uint64
+	span          uint32 // spans of 5 s serve until 2650
+	gaps          uint16
+	worst         uint8 // of states, that was seen in it
 }
 
 // counted are the counters that the history has.
@@ -60,8 +63,8 @@ func (c counted) since(before counted) counted {
 // which is over then: nothing has to be moved or thrown away, whatever time has passed.
 func slotAt(ring []slot, span int64) *slot {
 	s := &ring[span%int64(len(ring))]
-	if s.span != span {
-		*s = slot{span: span}
+	if int64(s.span) != span {
+		*s = slot{span: uint32(span)}
 	}
 	return s
 }
@@ -88,10 +91,10 @@ func (h *history) look(ask func() []bridge.Status, now time.Time) []bridge.Statu
 		worst := slices.Index(states, stateOf(s))
 		for _, at := range []*slot{slotAt(of.minutes[:], spanOf(now, time.Minute)),
 			slotAt(of.looks[:], spanOf(now, lookEvery))} {
-			at.counted.stored += more.stored
-			at.counted.bytes += more.bytes
-			at.counted.gaps += more.gaps
-			at.worst = max(at.worst, worst)
+			at.stored += more.stored
+			at.bytes += more.bytes
+			at.gaps += uint16(min(more.gaps, uint64(math.MaxUint16-at.gaps)))
+			at.worst = max(at.worst, uint8(max(worst, 0)))
 		}
 	}
 	return realms
@@ -129,18 +132,18 @@ func (h *history) of(realm string, now time.Time) (hr HourReport, m MinuteReport
 	hr.Begins = time.Unix(first*60, 0).UTC()
 	for span := first; span <= last; span++ {
 		s, state := of.minutes[span%int64(len(of.minutes))], ""
-		if s.span == span {
+		if int64(s.span) == span {
 			state = states[s.worst]
 		} else {
 			s = slot{}
 		}
-		hr.Stored, hr.Bytes = append(hr.Stored, s.counted.stored), append(hr.Bytes, s.counted.bytes)
-		hr.Gaps, hr.States = append(hr.Gaps, s.counted.gaps), append(hr.States, state)
+		hr.Stored, hr.Bytes = append(hr.Stored, s.stored), append(hr.Bytes, s.bytes)
+		hr.Gaps, hr.States = append(hr.Gaps, uint64(s.gaps)), append(hr.States, state)
 	}
 	for _, s := range of.looks {
-		if spanOf(now, lookEvery)-s.span < int64(len(of.looks)) {
-			m.Stored += s.counted.stored
-			m.Bytes += s.counted.bytes
+		if spanOf(now, lookEvery)-int64(s.span) < int64(len(of.looks)) {
+			m.Stored += s.stored
+			m.Bytes += s.bytes
 		}
 	}
 	return hr, m

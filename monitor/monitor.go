@@ -173,6 +173,35 @@ func Sentence(s *bridge.Status) string {
 	return "nothing is known of this state"
 }
 
+// Summary says in one sentence how many realms are in which state, and names some of those
+// that do not do their job: "1000 realms: 998 following, 2 waiting-zulip; not doing their
+// job: acme, lab".
+func Summary(realms []bridge.Status, named int) string {
+	counts := map[string]int{}
+	var not []string
+	for i := range realms {
+		counts[stateOf(&realms[i])]++
+		if !doesItsJob(&realms[i]) {
+			not = append(not, realms[i].Realm)
+		}
+	}
+	var parts []string
+	for _, state := range states {
+		if n := counts[state]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	text := fmt.Sprintf("%d realms: %s", len(realms), strings.Join(parts, ", "))
+	if len(not) == 0 {
+		return text
+	}
+	more := ""
+	if len(not) > named {
+		more = fmt.Sprintf(" and %d more", len(not)-named)
+	}
+	return text + "; not doing their job: " + strings.Join(not[:min(len(not), named)], ", ") + more
+}
+
 // Report is what /status answers.
 type Report struct {
 	OK      bool          `json:"ok"` // each realm does its job

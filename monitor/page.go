@@ -1,9 +1,12 @@
 package monitor
 
 import (
+	"cmp"
 	"embed"
 	"encoding/json"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -25,8 +28,17 @@ const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 // is 200 whatever is wrong, since a browser takes another answer for a fault of the page.
 type PageReport struct {
 	Report
-	Realms []PageRealm `json:"realms"` // in place of those of Report
+	// Realms are in place of those of Report: all of them in their order, or of more than
+	// mostCards so many, those that somebody should look at first.
+	Realms []PageRealm `json:"realms"`
+	Total  int         `json:"total"` // realms that there are
+	Bad    int         `json:"bad"`   // of them, those that do not do their job
+	Found  int         `json:"found"` // those whose name has in it what was asked for
 }
+
+// mostCards is how many realms the page shows at once: what a browser draws every few
+// seconds without getting slow, and more than anybody reads.
+const mostCards = 50
 
 // PageRealm is one realm in a [PageReport].
 type PageRealm struct {
@@ -54,22 +66,55 @@ func (m *Monitor) page(mux *http.ServeMux) {
 	} {
 		mux.HandleFunc(file.at, func(w http.ResponseWriter, _ *http.Request) { servePageFile(w, file.name, file.is) })
 	}
-	mux.HandleFunc("GET /page.json", func(w http.ResponseWriter, _ *http.Request) {
-		now := time.Now()
-		realms := m.history.look(m.realms, now)
-		r := PageReport{Report: NewReport(m.version, realms, now), Realms: []PageRealm{}}
-		for i := range realms {
-			s := &realms[i]
-			one := PageRealm{RealmReport: r.Report.Realms[i], Recent: []RunReport{}}
-			one.Hour, one.Minute = m.history.of(s.Realm, now)
-			for _, run := range s.Recent {
-				one.Recent = append(one.Recent, RunReport{run.Type, run.Count, run.First.UTC(), run.Last.UTC()})
-			}
-			r.Realms = append(r.Realms, one)
-		}
+	mux.HandleFunc("GET /page.json", func(w http.ResponseWriter, q *http.Request) {
+		r := m.pageReport(strings.ToLower(q.FormValue("name")), time.Now())
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(r) // whoever asked may be gone
 	})
+}
+
+// pageReport is the answer with the realms whose name has that in it, in lower case.
+func (m *Monitor) pageReport(name string, now time.Time) PageReport {
+	realms := m.history.look(m.realms, now)
+	r := PageReport{Report: NewReport(m.version, realms, now), Realms: []PageRealm{}, Total: len(realms)}
+	var chosen []int
+	for i := range r.Report.Realms {
+		if !r.Report.Realms[i].OK {
+			r.Bad++
+		}
+		if strings.Contains(strings.ToLower(realms[i].Realm), name) {
+			chosen = append(chosen, i)
+		}
+	}
+	if r.Found = len(chosen); r.Found > mostCards {
+		slices.SortStableFunc(chosen, func(i, j int) int {
+			return cmp.Compare(urgency(&r.Report.Realms[i]), urgency(&r.Report.Realms[j]))
+		})
+		chosen = chosen[:mostCards]
+	}
+	for _, i := range chosen {
+		one := PageRealm{RealmReport: r.Report.Realms[i], Recent: []RunReport{}}
+		one.Hour, one.Minute = m.history.of(realms[i].Realm, now)
+		for _, run := range realms[i].Recent {
+			one.Recent = append(one.Recent, RunReport{run.Type, run.Count, run.First.UTC(), run.Last.UTC()})
+		}
+		r.Realms = append(r.Realms, one)
+	}
+	return r
+}
+
+// urgency sorts realms: first those that do not do their job, then those with some
+// trouble, then those that make good a loss, then the others.
+func urgency(r *RealmReport) int {
+	switch {
+	case !r.OK:
+		return 0
+	case len(r.Reasons) > 0:
+		return 1
+	case r.Gap != nil:
+		return 2
+	}
+	return 3
 }
 
 func servePageFile(w http.ResponseWriter, name, is string) {

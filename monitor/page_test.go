@@ -273,6 +273,48 @@ func TestPageData(t *testing.T) {
 	}
 }
 
+// TestPageOfMany: of very many realms the page gets some, those that need somebody first,
+// and those whose name is asked for.
+func TestPageOfMany(t *testing.T) {
+	all := make([]bridge.Status, 1000)
+	for i := range all {
+		all[i] = bridge.Status{Realm: fmt.Sprint("r", i), State: bridge.Following}
+	}
+	all[17].Gap = &bridge.Gap{}
+	all[500].Wrong = map[string]health.State{bridge.SideLease: {Since: time.Now(), Tries: 1, Text: "away"}}
+	all[999].State, all[3].State = bridge.WaitingNATS, bridge.NeedsOperator
+	m := New("1.2.3", func() []bridge.Status { return all })
+	ask := func(path string) (r PageReport) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		m.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Total != 1000 || r.Bad != 2 || r.OK {
+			t.Errorf("%s: %d realms, %d bad, ok %v", path, r.Total, r.Bad, r.OK)
+		}
+		return r
+	}
+	names := func(r PageReport, n int) (list string) {
+		for _, one := range r.Realms[:n] {
+			list += one.Realm + " "
+		}
+		return list
+	}
+	r := ask("/page.json")
+	if len(r.Realms) != 50 || r.Found != 1000 || names(r, 6) != "r3 r999 r500 r17 r0 r1 " {
+		t.Errorf("%d of %d, first %s", len(r.Realms), r.Found, names(r, 6))
+	}
+	r = ask("/page.json?name=R99")
+	if r.Found != 11 || names(r, len(r.Realms)) != "r99 r990 r991 r992 r993 r994 r995 r996 r997 r998 r999 " {
+		t.Errorf("%d of %d, %s", len(r.Realms), r.Found, names(r, len(r.Realms)))
+	}
+	if r = ask("/page.json?name=acme"); r.Found != 0 || len(r.Realms) != 0 {
+		t.Errorf("%d of %d are called so", len(r.Realms), r.Found)
+	}
+}
+
 // TestPageFiles: what the page is made of is served, needs nothing else, and cannot make
 // markup of what it is told.
 func TestPageFiles(t *testing.T) {

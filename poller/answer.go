@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"zulip-nats/health"
@@ -17,10 +18,14 @@ import (
 const (
 	// maxBatch bounds the events of one batch, unless Client.MaxBatch does.
 	maxBatch = 1000
-	// firstWindow is the size of the buffer that an answer is read into at first,
-	// maxWindow what it may grow to in order to gather more events in a batch. Only a
-	// single event larger than that makes it grow further.
-	firstWindow, maxWindow = 64 << 10, 2 << 20
+	// firstWindow is the size of the buffer that an answer is read into at first: most
+	// have one event, and there may be thousands of realms. What does not fit makes it
+	// grow to quickWindow at once, and then, batch by batch, to maxWindow in order to
+	// gather more events in each. Only a single event larger than that makes it grow
+	// further.
+	firstWindow, quickWindow, maxWindow = 4 << 10, 64 << 10, 2 << 20
+	// mostWindows is by how much all windows together may be larger than quickWindow each.
+	mostWindows = 64 << 20
 	// maxEvent is the size up to which an event is kept whole, unless Client.maxEvent
 	// says otherwise.
 	maxEvent = 64 << 20
@@ -57,6 +62,7 @@ type answer struct {
 	// read, if any.
 	buf             []byte
 	first, pos, end int
+	borrowed        int64 // of windows
 
 	place place
 	list  list
@@ -142,6 +148,23 @@ func (a *answer) Close() {
 	a.cancel(errClosed)
 	a.pump.stop()
 	a.pump, a.buf = nil, nil
+	windows.Add(-a.borrowed)
+	a.borrowed = 0
+}
+
+// windows is what the windows of all answers have that are being read, beyond what each
+// begins with, in bytes.
+var windows atomic.Int64
+
+// borrow says whether a window may become so much larger. A thousand realms may have a
+// backlog at the same time, behind an outage of NATS: then batches stay small.
+func (a *answer) borrow(n int) bool {
+	if windows.Add(int64(n)) > mostWindows {
+		windows.Add(-int64(n))
+		return false
+	}
+	a.borrowed += int64(n)
+	return true
 }
 
 var errClosed = errors.New("the answer was closed")
@@ -224,7 +247,7 @@ func (a *answer) full() bool { return len(a.batch.Events) >= a.most || a.bytes >
 // makeRoom sees to it that something can be read into the window, and reports whether it
 // can. It cannot while events of the batch lie in the window and fill it.
 func (a *answer) makeRoom() bool {
-	if len(a.buf)-a.end >= 4<<10 || a.pump.reading {
+	if len(a.buf)-a.end >= min(4<<10, len(a.buf)/4+1) || a.pump.reading {
 		return true
 	}
 	keep := a.first // bytes in front of it are done with
@@ -232,6 +255,13 @@ func (a *answer) makeRoom() bool {
 		keep = a.pos
 	}
 	switch {
+	case len(a.buf) > 0 && len(a.buf) < quickWindow && a.cut == nil:
+		// What the batch has stays where it is.
+		into := make([]byte, min(4*len(a.buf), quickWindow))
+		a.end = copy(into, a.buf[keep:a.end])
+		a.pos -= keep
+		a.first = max(0, a.first-keep)
+		a.buf = into
 	case len(a.batch.Events) > 0:
 		return false
 	case a.cut != nil:
@@ -241,15 +271,17 @@ func (a *answer) makeRoom() bool {
 		// Room is made once per batch, here: the batch before is no longer valid. An
 		// answer that filled its window gets a larger one.
 		into := a.buf
-		if held := a.end - keep; len(a.buf) < maxWindow || len(a.buf) > maxWindow && held < maxWindow/2 {
-			into = make([]byte, min(2*len(a.buf), maxWindow))
+		larger := min(2*len(a.buf), maxWindow)
+		if held := a.end - keep; len(a.buf) < maxWindow && a.borrow(larger-len(a.buf)) ||
+			len(a.buf) > maxWindow && held < maxWindow/2 {
+			into = make([]byte, larger)
 		}
 		a.end = copy(into, a.buf[keep:a.end])
 		a.pos -= keep
 		a.first = max(0, a.first-keep)
 		a.buf = into
 	case len(a.buf) == 0:
-		a.buf = make([]byte, min(firstWindow, max(a.limit, 8<<10)))
+		a.buf = make([]byte, firstWindow)
 	case a.place == placeLost && len(a.buf) >= maxWindow && a.refind(false):
 		// Events again.
 	case len(a.buf) < a.limit:

@@ -574,3 +574,53 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// TestManyBacklogs: where the windows of other answers have grown, that of this one does
+// not, and all of its events come nonetheless. What an answer had is free again when it is
+// closed.
+func TestManyBacklogs(t *testing.T) {
+	const events = 20_000
+	var body strings.Builder
+	body.WriteString(`{"result":"success","msg":"","events":[`)
+	for i := range events {
+		if i > 0 {
+			body.WriteByte(',')
+		}
+		fmt.Fprintf(&body, `{"type":"a","id":%d,"text":"%s"}`, i, strings.Repeat("x", 500))
+	}
+	body.WriteString(`],"queue_id":"q"}`)
+	largest := func() (window, batches int) {
+		t.Helper()
+		a := answerOf(t, strings.NewReader(body.String()), Position{"q", -1})
+		next := int64(0)
+		for !a.done {
+			b, err := a.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range b.Events {
+				if e.ID != next || e.Fault != "" {
+					t.Fatalf("event %d %q, want %d", e.ID, e.Fault, next)
+				}
+				next++
+			}
+			window, batches = max(window, len(a.buf)), batches+1
+		}
+		if next != events {
+			t.Errorf("%d events, want %d", next, events)
+		}
+		a.Close()
+		return window, batches
+	}
+	before := windows.Load()
+	alone, few := largest()
+	if n := windows.Load(); n != before {
+		t.Errorf("%d bytes are not given back", n-before)
+	}
+	windows.Add(mostWindows)
+	defer windows.Add(-mostWindows)
+	among, many := largest()
+	if alone <= quickWindow || among != quickWindow || few >= many {
+		t.Errorf("alone %d bytes and %d batches, among others %d and %d", alone, few, among, many)
+	}
+}

@@ -4,16 +4,13 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -30,7 +27,8 @@ type Client struct {
 	// Zulip refuses the key, so a function that reads the zuliprc lets a rotated key heal
 	// without a restart.
 	Account func() (Account, error)
-	// Transport carries the requests. nil: newTransport of the account.
+	// Transport carries the requests. Nil: one that accounts of the same TLS settings
+	// share.
 	Transport http.RoundTripper
 	// UserAgent names us to Zulip, which keeps the part before the slash as the client's
 	// name: "zulip-nats/1.2.3". It must not contain "mirror": such clients are sent other
@@ -53,7 +51,6 @@ type Client struct {
 }
 
 const (
-	connectTimeout = 10 * time.Second
 	// answerTimeout is for everything but polls. Register takes 6 s to fail while Tornado
 	// is down.
 	answerTimeout = 60 * time.Second
@@ -63,66 +60,6 @@ const (
 	// user had some 700 bytes there, a channel a kilobyte.
 	mostState = 256 << 20
 )
-
-// newTransport makes a transport that trusts and identifies as the account says. Client
-// certificates are read again for each connection, so that they can be renewed in place.
-// The error is a *ConfigError.
-func newTransport(a Account) (*http.Transport, error) {
-	conf := &tls.Config{InsecureSkipVerify: a.Insecure} // only by the operator's explicit word, see Account
-	if a.CertBundle != "" && !a.Insecure {
-		pem, err := os.ReadFile(a.CertBundle)
-		if err != nil {
-			return nil, &ConfigError{fmt.Sprintf("cert_bundle: the file %s cannot be read: %s",
-				redact.Path(a.CertBundle), redact.FileError(err)), err}
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, configErrorf("cert_bundle: there is no PEM certificate in %s", redact.Path(a.CertBundle))
-		}
-	}
-	if a.ClientCert != "" {
-		load := func() (*tls.Certificate, error) {
-			key := a.ClientCertKey
-			if key == "" {
-				key = a.ClientCert // one file may hold both
-			}
-			cert, err := tls.LoadX509KeyPair(a.ClientCert, key)
-			if err != nil {
-				return nil, &ConfigError{fmt.Sprintf("client_cert %s cannot be used: %s", redact.Path(a.ClientCert),
-					redact.FileError(err)), err}
-			}
-			return &cert, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // what Tornado speaks; one poll at a time gains nothing from streams
-	return &http.Transport{
-		Proxy:               proxy,
-		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
-		TLSHandshakeTimeout: connectTimeout,
-		TLSClientConfig:     conf,
-		Protocols:           protocols,
-		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      1 << 10, // for headers: the body goes past it into a buffer of its own
-		WriteBufferSize:     1 << 10,
-		DisableCompression:  true, // see Client.send
-	}, nil
-}
-
-// proxy is the proxy that the environment names. The standard error quotes its address,
-// password and all.
-func proxy(req *http.Request) (*url.URL, error) {
-	p, err := http.ProxyFromEnvironment(req)
-	if err != nil {
-		return nil, errors.New("the variable HTTPS_PROXY or HTTP_PROXY does not hold the address of a proxy: write " +
-			"it like http://proxy.example.com:3128")
-	}
-	return p, nil
-}
 
 // shown is the site as it stands in messages: scheme, host and port.
 func (a *Account) shown() string { return redact.URL(a.Site) }
@@ -166,7 +103,7 @@ func (c *Client) start() error {
 	if c.transport == nil {
 		c.transport = c.Transport
 		if c.transport == nil {
-			t, err := newTransport(*c.account.Load())
+			t, err := sharedTransport(*c.account.Load())
 			if err != nil {
 				return err
 			}
@@ -176,9 +113,10 @@ func (c *Client) start() error {
 	return nil
 }
 
-// closeIdle closes connections that no request uses.
+// closeIdle closes connections that no request uses. Those of a transport that others use
+// too stay, for them, and end after 90 s.
 func (c *Client) closeIdle() {
-	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
+	if t, ok := c.Transport.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
 }
@@ -327,6 +265,14 @@ func (c *Client) send(ctx context.Context, method, path string, form url.Values)
 	if c.UserAgent == "" {
 		req.Header.Set("User-Agent", "zulip-nats")
 	}
+	// net/http sends a request again by itself where its connection ended without an
+	// answer. A poll may be: it acknowledges what was stored before the first of them, the
+	// same again, and its answer comes again byte for byte (docs/design.md, section 2).
+	// No other poll of this queue leaves before both are over. What changes something must
+	// not be, since a second register makes a second queue of which nobody knows. HTTP/2
+	// resends even what the server may have taken (a stream that is reset for a breach of
+	// the protocol), but nothing whose body cannot be had again.
+	req.GetBody = nil
 	// A RoundTripper follows no redirect, so neither the key nor an acknowledgement goes
 	// to a host that was not named to us.
 	resp, err := c.transport.RoundTrip(req)
@@ -480,6 +426,8 @@ func hint(err error) string {
 		return err.Error() + "; if the certificate is of your own authority, name that as cert_bundle"
 	}
 	switch text := err.Error(); {
+	case strings.Contains(text, "define Request.GetBody"): // see send
+		return "the connection ended before there was an answer"
 	case errors.Is(err, http.ErrSchemeMismatch),
 		strings.Contains(text, "first record does not look like a TLS handshake"):
 		return "it speaks http there, without TLS, and the site says https; look at scheme and port of the site"

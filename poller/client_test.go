@@ -45,19 +45,32 @@ func certificate(t *testing.T, name string) (cert, key string) {
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
 }
 
+// dropIdle closes the idle connections of a transport that is shared.
+func dropIdle(c *Client) {
+	if t, ok := c.transport.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
+}
+
 func TestTransport(t *testing.T) {
+	t.Run("HTTP 1", func(t *testing.T) { testTransport(t, "HTTP/1.1", "http/1.1") })
+	t.Run("HTTP 2", func(t *testing.T) { testTransport(t, "HTTP/2.0", "h2") })
+}
+
+func testTransport(t *testing.T, want, protocol string) {
 	var who string
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who = ""
 		if len(r.TLS.PeerCertificates) > 0 {
 			who = r.TLS.PeerCertificates[0].Subject.CommonName
 		}
-		if r.Proto != "HTTP/1.1" {
-			t.Errorf("spoke %s", r.Proto)
+		if r.Proto != want {
+			t.Errorf("spoke %s, want %s", r.Proto, want)
 		}
 		io.WriteString(w, `{"result":"success","msg":"","queue_id":"q","last_event_id":-1}`)
 	}))
-	srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}}
+	srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, NextProtos: []string{protocol}}
+	srv.EnableHTTP2 = protocol == "h2"
 	srv.StartTLS()
 	defer srv.Close()
 	dir := t.TempDir()
@@ -70,7 +83,7 @@ func TestTransport(t *testing.T) {
 	ask := func(a Account) error {
 		a.Email, a.Key, a.Site = "bot@example.com", testKey, srv.URL
 		c := &Client{Account: func() (Account, error) { return a, nil }}
-		defer c.closeIdle()
+		defer dropIdle(c)
 		_, err := c.register(t.Context(), DefaultOptions(), false, nil)
 		return err
 	}
@@ -111,19 +124,19 @@ func TestTransport(t *testing.T) {
 	cert, key = certificate(t, "second")
 	write(t, certFile, cert)
 	write(t, keyFile, key)
-	c.closeIdle()
+	dropIdle(c)
 	if _, err := c.register(t.Context(), DefaultOptions(), false, nil); err != nil || who != "second" {
 		t.Errorf("%v, as %q", err, who)
 	}
 	os.Remove(certFile)
-	c.closeIdle()
+	dropIdle(c)
 	if _, err := c.register(t.Context(), DefaultOptions(), false, nil); err == nil ||
 		!strings.Contains(err.Error(), "client_cert") {
 		t.Errorf("a certificate that is gone gives %v", err)
 	} else if _, ok := errors.AsType[*transientError](err); !ok {
 		t.Errorf("%T", err)
 	}
-	c.closeIdle()
+	dropIdle(c)
 }
 
 // TestConnectionReused: answers read to their end leave their connection for the next
@@ -139,7 +152,7 @@ func TestConnectionReused(t *testing.T) {
 		error) {
 		return Account{Email: "bot@example.com", Key: testKey, Site: srv.URL}, nil
 	}}
-	defer c.closeIdle()
+	defer dropIdle(c)
 	for range 5 {
 		a, err := c.events(t.Context(), Position{"q", -1}, false, time.Minute)
 		if err != nil {
@@ -181,7 +194,7 @@ func TestKeyNeverTold(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), testKey) {
 			t.Errorf("%d: %v", status, err)
 		}
-		c.closeIdle()
+		dropIdle(c)
 		srv.Close()
 	}
 }

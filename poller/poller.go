@@ -15,6 +15,7 @@
 //   - zuliprc.go: the account
 //   - options.go, register.go: what a queue is registered with, and what Zulip answers
 //   - client.go, errors.go: one HTTP request at a time, and what its failure means
+//   - transport.go: the connections, which accounts share
 //   - answer.go, scan.go, pump.go: an answer read as a stream, its JSON, its bytes
 //   - retry.go: what is done after a failure: Retry-After of a 429, else backoff with jitter
 //   - pace.go, ratelimit.go: when to poll, so that there is no 429; its headers
@@ -31,6 +32,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	xrate "golang.org/x/time/rate" // rate is what headers say
 
 	"zulip-nats/health"
 )
@@ -113,7 +115,11 @@ type Poller struct {
 	// State are the sections of which each Register asks for the state. Options.EventTypes
 	// must have the types that change them.
 	State []Section
-	Log   zerolog.Logger // the zero value is silent
+	// Registers, if not nil, is waited for before each request that registers a queue, so
+	// that the Pollers that share it make no more of them than it allows: a register costs
+	// a Zulip more than any other request of ours.
+	Registers *xrate.Limiter
+	Log       zerolog.Logger // the zero value is silent
 
 	events, rest endpoint // Zulip counts polls apart from all other requests, and they fail apart
 	pace         pace
@@ -331,8 +337,8 @@ func (p *Poller) Drop() {
 	}
 }
 
-// Close drops the answer in hand, with its connection if it was not read to its end. The
-// Poller can be used again afterwards.
+// Close drops the answer in hand, with its connection if it was not read to its end (with
+// HTTP/2: its stream). The Poller can be used again afterwards.
 func (p *Poller) Close() {
 	p.Drop()
 	p.Client.closeIdle()
@@ -361,6 +367,9 @@ func (p *Poller) Register(ctx context.Context) (*Registration, error) {
 	var r *Registration
 	tries := 0
 	err := p.retry(ctx, &p.rest, func() (err error) {
+		if err := p.mayRegister(ctx); err != nil {
+			return err
+		}
 		longer, cancel := outlive(ctx, registerGrace)
 		defer cancel()
 		// The state may be what the server fails over, or more than we read, and a queue
@@ -386,6 +395,20 @@ func (p *Poller) Register(ctx context.Context) (*Registration, error) {
 		p.channels = r.Channels
 	}
 	return r, nil
+}
+
+// mayRegister waits for Registers.
+func (p *Poller) mayRegister(ctx context.Context) error {
+	if p.Registers == nil {
+		return nil
+	}
+	now := time.Now()
+	place := p.Registers.ReserveN(now, 1)
+	err := sleepUntil(ctx, now.Add(place.DelayFrom(now)))
+	if err != nil {
+		place.Cancel() // for who comes later
+	}
+	return err
 }
 
 // outlive returns a context that ends grace later than ctx.

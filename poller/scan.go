@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/bits"
 	"strconv"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -696,10 +697,23 @@ func isEscape(c byte) bool {
 // times.
 type interned struct{ seen map[string]string }
 
+// commonWords are those that all realms share: the types of events, and most ops.
+var commonWords = sync.OnceValue(func() map[string]string {
+	m := map[string]string{}
+	for _, word := range append([]string{"add", "remove", "update", "create", "delete", "start", "stop", "peer_add",
+		"peer_remove", "add_members", "remove_members", "add_subgroups", "remove_subgroups"}, EventTypes()...) {
+		m[word] = word
+	}
+	return m
+})
+
 // get returns the text of the string whose bytes between the quotes are raw.
 func (w *interned) get(raw []byte, escaped bool) string {
 	if escaped {
 		raw = appendUnquoted(make([]byte, 0, len(raw)), raw)
+	}
+	if t, ok := commonWords()[string(raw)]; ok {
+		return t
 	}
 	if t, ok := w.seen[string(raw)]; ok {
 		return t

@@ -17,7 +17,7 @@ import (
 // Found is an instance that has answered.
 type Found struct {
 	Answer
-	// Trouble says why the Answer has no realms, "" if it is whole.
+	// Trouble says why the Answer lacks realms, "" if it is whole.
 	Trouble string
 }
 

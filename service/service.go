@@ -92,6 +92,10 @@ func (c *Config) subjects() []string {
 // Answer is what an instance says of itself.
 type Answer struct {
 	Instance string `json:"instance"`
+	// Brief says that there are so many realms that all of a realm would not fit into a
+	// message. Then it has what is needed to say how it is, and of its counters events
+	// stored and messages read back; all else is zero, and not known.
+	Brief bool `json:"brief,omitempty"`
 	monitor.Report
 }
 
@@ -143,8 +147,9 @@ func Start(conn *stream.Conn, cfg Config) (stop func()) {
 
 // mostAnswers is how many questions an instance answers in a second, of all kinds. People
 // and their programs ask some times a minute; what comes beyond is passed over, so that
-// nobody keeps the connection busy with our answers.
-const mostAnswers = 100
+// nobody keeps the connection busy with our answers. An answer with a thousand realms
+// counts as one for each 16 KiB.
+const mostAnswers, answerSize = 100, 16 << 10
 
 // instance answers the questions of the protocol. It is not nats.go's own service (of which
 // it has the types), since that one answers wherever a question wants it to: see
@@ -169,7 +174,7 @@ func register(nc *nats.Conn, cfg *Config) (*instance, error) {
 	}
 	i := &instance{Config: cfg, nc: nc, started: time.Now().UTC(), limit: rate.NewLimiter(mostAnswers, mostAnswers),
 		identity: micro.ServiceIdentity{Name: Name, ID: nuid.Next(), Version: semantic(cfg.Version),
-			Metadata: map[string]string{"instance": cfg.Instance, "realms": strings.Join(realms, ",")}},
+			Metadata: map[string]string{"instance": cfg.Instance, "realms": namesOf(realms)}},
 		stats: micro.EndpointStats{Name: "status", Subject: Subject},
 		asked: micro.EndpointStats{Name: "state", Subject: StateSubject}}
 	var endpoints []micro.EndpointInfo
@@ -214,6 +219,18 @@ func register(nc *nats.Conn, cfg *Config) (*instance, error) {
 	return i, i.answers(Subject, func([]byte) *nats.Msg { return i.status() })
 }
 
+// namesOf are the names of realms as they stand in each answer of the protocol; of very
+// many it is their number.
+func namesOf(realms []string) string {
+	if names := strings.Join(realms, ","); len(names) <= mostNames {
+		return names
+	}
+	return fmt.Sprintf("%d realms", len(realms))
+}
+
+// mostNames is how long the names of realms may be together, in bytes.
+const mostNames = 4 << 10
+
 // state asks for a new state where this instance leads, and says of which realms.
 func (i *instance) state(question []byte) *nats.Msg {
 	i.mu.Lock()
@@ -234,11 +251,14 @@ func (i *instance) state(question []byte) *nats.Msg {
 
 // answers subscribes to questions.
 func (i *instance) answers(subject string, answer func(question []byte) *nats.Msg) error {
+	cost := 1 // of the next answer; for the subscription's own goroutine
 	sub, err := i.nc.Subscribe(subject, func(m *nats.Msg) {
-		if !mayAnswer(m.Reply) || !i.limit.Allow() {
+		// How large this answer will be is not known yet; the one before was much the same.
+		if !mayAnswer(m.Reply) || !i.limit.AllowN(time.Now(), cost) {
 			return
 		}
 		a := answer(m.Data)
+		cost = min(1+len(a.Data)/answerSize, mostAnswers)
 		a.Subject = m.Reply
 		_ = i.nc.PublishMsg(a) // whoever asked may be gone, and so may the connection
 	})
@@ -258,16 +278,14 @@ func mayAnswer(reply string) bool { return strings.HasPrefix(reply, "_") }
 // status is the answer with the status of all realms.
 func (i *instance) status() *nats.Msg {
 	began := time.Now()
-	answer := Answer{i.Instance, monitor.NewReport(i.Version, i.Realms(), began)}
-	data, fits := encode(&answer, i.nc.MaxPayload())
-	m := &nats.Msg{Data: data}
+	answer := Answer{Instance: i.Instance, Report: monitor.NewReport(i.Version, i.Realms(), began)}
+	all := len(answer.Realms)
+	m := &nats.Msg{Data: encode(&answer, i.nc.MaxPayload())}
 	why := ""
-	if !fits {
-		why = fmt.Sprintf("the status of %d realms has %d bytes, and max_payload is %d", len(answer.Realms), len(data),
-			i.nc.MaxPayload())
-		m = &nats.Msg{Data: encoded(Answer{Instance: i.Instance}), Header: nats.Header{}}
-		m.Header.Set(micro.ErrorHeader, why)
-		m.Header.Set(micro.ErrorCodeHeader, "413")
+	if some := len(answer.Realms); some < all {
+		why = fmt.Sprintf("of its %d realms the status of %d fits into a message (max_payload is %d), those that do not do "+
+			"their job first: ask it by HTTP, or raise max_payload", all, some, i.nc.MaxPayload())
+		m.Header = nats.Header{micro.ErrorHeader: {why}, micro.ErrorCodeHeader: {"413"}}
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -293,11 +311,15 @@ func (i *instance) stop() {
 	}
 }
 
-// encode gives the JSON, without the ends of long texts if it is larger than most bytes
-// otherwise; fits is false if it is too large even so.
-func encode(a *Answer, most int64) (data []byte, fits bool) {
-	if data = encoded(a); int64(len(data)) <= most {
-		return data, true
+// encode gives the JSON of an answer, and leaves out what does not fit into most bytes: the
+// ends of long texts, then what [Answer.Brief] says, and in the end realms, so that there
+// are fewer of them in the answer. One message has all, since a user with allow_responses
+// may send no second one.
+func encode(a *Answer, most int64) []byte {
+	data := encoded(a)
+	fits := func() bool { return int64(len(data)) <= most }
+	if fits() {
+		return data
 	}
 	for i := range a.Realms {
 		for j := range a.Realms[i].Reasons {
@@ -306,8 +328,36 @@ func encode(a *Answer, most int64) (data []byte, fits bool) {
 			}
 		}
 	}
-	data = encoded(a)
-	return data, int64(len(data)) <= most
+	if data = encoded(a); fits() {
+		return data
+	}
+	a.Brief = true
+	for i := range a.Realms {
+		r := &a.Realms[i]
+		r.Queue, r.LastEventID, r.LastSequence = "", nil, 0
+		r.Counters = monitor.CountersReport{Events: r.Counters.Events, Refilled: r.Counters.Refilled}
+	}
+	// The headers that say what is missing need room, too.
+	if data = encoded(a); !fits() {
+		most -= headRoom
+		slices.SortStableFunc(a.Realms, func(x, y monitor.RealmReport) int { return truth(x.OK) - truth(y.OK) })
+	}
+	for !fits() && len(a.Realms) > 0 {
+		part := int64(len(a.Realms)) * most / int64(len(data)) // of about as many bytes
+		a.Realms = a.Realms[:min(max(part, 0), int64(len(a.Realms))-1)]
+		data = encoded(a)
+	}
+	return data
+}
+
+// headRoom is more than the headers of an answer have that is not whole.
+const headRoom = 512
+
+func truth(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // version is a semantic version (semver.org), as far as micro takes it.

@@ -298,7 +298,7 @@ func TestMayNotAsk(t *testing.T) {
 }
 
 // A status that is larger than a message may be is told without the ends of long reasons,
-// and one that is too large even so as that.
+// then in brief, and one that is too large even so without the realms that are well.
 func TestTooLarge(t *testing.T) {
 	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
 	conn, log := dial(t, stream.ConnectConfig{URL: s.URL})
@@ -320,14 +320,34 @@ func TestTooLarge(t *testing.T) {
 	}
 	stop()
 	var many []bridge.Status
-	for i := range 100 {
-		many = append(many, realm(fmt.Sprint("realm-", i)))
+	for i := range 17 {
+		one := realm(fmt.Sprint("realm-", i))
+		one.Counters.Events, one.Counters.Rejected = map[string]uint64{"message": 5}, 7
+		many = append(many, one)
 	}
-	defer start(conn, log, "many", "1.2.3", many...)()
+	stop = start(conn, log, "many", "1.2.3", many...)
 	f = asked(t, conn, "many")[0]
-	if len(f.Realms) > 0 || !strings.Contains(f.Trouble, "100 realms") ||
-		!strings.Contains(f.Trouble, "max_payload is 8192") {
+	if f.Trouble != "" || !f.Brief || len(f.Realms) != len(many) {
 		t.Errorf("%+v", f)
+	}
+	for _, r := range f.Realms {
+		if !r.OK || r.State != "following" || r.Counters.Events["message"] != 5 || r.Counters.Rejected != 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	stop()
+	for i := range 100 {
+		many = append(many, realm(fmt.Sprint("other-", i)))
+	}
+	many[77].State, many[99].State = bridge.WaitingNATS, bridge.WaitingZulip
+	defer start(conn, log, "more", "1.2.3", many...)()
+	f = asked(t, conn, "more")[0]
+	if len(f.Realms) < 3 || len(f.Realms) > 40 || !strings.Contains(f.Trouble, "of its 117 realms") ||
+		!strings.Contains(f.Trouble, "max_payload is 8192") {
+		t.Fatalf("%d realms, %s", len(f.Realms), f.Trouble)
+	}
+	if f.Realms[0].Realm != "other-60" || f.Realms[1].Realm != "other-82" || f.Realms[2].Realm != "realm-0" || f.OK {
+		t.Errorf("the first are %s, %s, %s", f.Realms[0].Realm, f.Realms[1].Realm, f.Realms[2].Realm)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -62,7 +63,7 @@ type writer struct {
 
 	msg     nats.Msg
 	headers []Header // of msg, in order
-	shapes  []*shape
+	shapes  *shapes  // while a write is under way
 
 	rtt      time.Duration
 	rttEpoch uint64 // plus one
@@ -113,6 +114,23 @@ func (w *writer) close() {
 	_ = w.sub.Unsubscribe() // fails only where the connection, and the subscription with it, is gone
 }
 
+// shapesKept are those that no write uses.
+var shapesKept sync.Pool
+
+// begin and end are around a write. Between two of them, which may be hours, the realm
+// holds nothing of the one before: neither its headers nor its message, which is in the
+// poller's window.
+func (w *writer) begin() { w.shapes, _ = shapesKept.Get().(*shapes) }
+
+func (w *writer) end() {
+	w.msg = nats.Msg{}
+	clear(w.headers)
+	if w.shapes != nil {
+		shapesKept.Put(w.shapes)
+		w.shapes = nil
+	}
+}
+
 // load makes w.msg of m, with the headers that a write adds.
 func (w *writer) load(m *Message, added ...Header) {
 	w.msg.Subject, w.msg.Reply, w.msg.Data = m.Subject, "", m.Data
@@ -137,14 +155,21 @@ type shape struct {
 	values []string // the backing of header's values
 }
 
+// shapes are those of the messages of a writer. Writers take turns with them.
+type shapes struct{ all []*shape }
+
 // shapesMost is how many are kept.
 const shapesMost = 8
 
 // shape finds or makes that of w.headers.
 func (w *writer) shape() *shape {
-	for i, s := range w.shapes {
+	if w.shapes == nil {
+		w.shapes = new(shapes)
+	}
+	known := w.shapes.all
+	for i, s := range known {
 		if slices.EqualFunc(s.keys, w.headers, func(key string, h Header) bool { return key == h.Key }) {
-			w.shapes[0], w.shapes[i] = s, w.shapes[0]
+			known[0], known[i] = s, known[0]
 			return s
 		}
 	}
@@ -153,10 +178,10 @@ func (w *writer) shape() *shape {
 		s.keys = append(s.keys, h.Key)
 		s.header[h.Key] = s.values[i : i+1 : i+1]
 	}
-	if len(w.shapes) == shapesMost {
-		w.shapes = w.shapes[:shapesMost-1]
+	if len(known) == shapesMost {
+		known = known[:shapesMost-1]
 	}
-	w.shapes = append(w.shapes, s)
+	w.shapes.all = append(known, s)
 	return s
 }
 
@@ -248,6 +273,8 @@ func (s *Stream) AppendEach(ctx context.Context, after Cursor, source Source) (C
 		return after, newConnError(s.label, err, false)
 	}
 	f.lastly = s.link.nc.LastError()
+	s.out.begin()
+	defer s.out.end()
 	at, err := f.append(after)
 	if err != nil {
 		return after, f.permitted(err)

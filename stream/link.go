@@ -31,6 +31,9 @@ type link struct {
 	epoch   uint64 // of that connection
 	waiters map[*waiter]struct{}
 
+	listening  map[*Stream]struct{} // guarded by mu
+	advisories chan *nats.Msg       // what the server tells of them; one that finds no room is lost
+
 	roundTrip atomic.Int64 // nanoseconds to the server and back, as far as it is known; 0 is not known
 	measuring atomic.Bool
 }
@@ -52,13 +55,19 @@ type violation struct {
 // newLink returns a link that takes errors already and has no connection yet: nats.go
 // wants to know who gets the errors before it connects.
 func newLink() *link {
-	return &link{alive: make(chan struct{}), isAlive: true, waiters: make(map[*waiter]struct{})}
+	return &link{alive: make(chan struct{}), isAlive: true, waiters: make(map[*waiter]struct{}),
+		listening: make(map[*Stream]struct{}), advisories: make(chan *nats.Msg, 256)}
 }
 
 // start begins to watch nc; that ends when nc is closed.
 func (l *link) start(nc *nats.Conn) {
 	l.nc = nc
-	go l.watch(nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.watch(nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED))
+	}()
+	go l.hears(ended)
 	go l.measure()
 }
 

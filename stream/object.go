@@ -199,6 +199,8 @@ type objectPut struct {
 
 func (p *objectPut) send(chunkSubject, metaSubject string, data []byte, chunk int, about []byte) error {
 	w := &p.out
+	w.begin()
+	defer w.end()
 	p.startTimer()
 	for n := 0; len(data) > 0; n++ {
 		part := data[:min(chunk, len(data))]

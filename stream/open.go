@@ -364,17 +364,38 @@ const advisories = "$JS.EVENT.ADVISORY.STREAM."
 // (through a leaf node, say), a change is found when the settings are read the next time
 // for another reason.
 func (s *Stream) hear() {
-	// One subscription for both, since each holds a goroutine.
-	s.hearing, _ = s.link.nc.Subscribe(advisories+"*."+s.name, func(m *nats.Msg) {
-		switch m.Subject {
-		case advisories + "UPDATED." + s.name, advisories + "DELETED." + s.name:
-			s.edits.Add(1)
-		}
-	})
+	s.link.mu.Lock()
+	s.link.listening[s] = struct{}{}
+	s.link.mu.Unlock()
+	// One subscription for both. Its messages go to the link's channel, for all streams,
+	// since one with a function of its own holds a goroutine.
+	s.hearing, _ = s.link.nc.ChanSubscribe(advisories+"*."+s.name, s.link.advisories)
 }
 
 func (s *Stream) unhear() {
 	_ = s.hearing.Unsubscribe() // fails only where the connection, and the subscription with it, is gone
+	s.link.mu.Lock()
+	delete(s.link.listening, s)
+	s.link.mu.Unlock()
+}
+
+// hears tells streams of the advisories that have come for them, until the link ends.
+func (l *link) hears(ended <-chan struct{}) {
+	for {
+		select {
+		case m := <-l.advisories:
+			l.mu.Lock()
+			for s := range l.listening {
+				switch m.Subject {
+				case advisories + "UPDATED." + s.name, advisories + "DELETED." + s.name:
+					s.edits.Add(1)
+				}
+			}
+			l.mu.Unlock()
+		case <-ended:
+			return
+		}
+	}
 }
 
 // Close ends the stream's subscriptions. The connection stays.

@@ -5,7 +5,8 @@
 //   - WATCHDOG=1 at half of the time that WatchdogSec= gives, as long as each loop is
 //     alive by the rule of /healthz. NATS or Zulip away for hours is no reason to kill the
 //     process; a loop that hangs is.
-//   - STATUS= is one sentence for `systemctl status`, whenever the state changes.
+//   - STATUS= is one sentence for each realm for `systemctl status`, whenever the state
+//     changes; of more than three realms it is how many are in which state.
 //   - STOPPING=1 when the end has begun.
 //
 // There is no RELOADING=1: while settings are read again all realms but those that change
@@ -119,27 +120,47 @@ func (t *teller) until(ctx context.Context, realms func() []bridge.Status) {
 // news says what has changed.
 func (t *teller) news(realms []bridge.Status) {
 	var lines []string
-	var state, says strings.Builder
 	ready := len(realms) > 0
 	for i := range realms {
-		r := &realms[i]
-		ready = ready && r.Ready
-		// A sentence may have figures that change all the time, which are no news.
-		fmt.Fprintf(&state, "%s %s %v %s\n", r.Realm, r.State, monitor.Alive(r), r.Leader)
-		if i > 0 {
-			says.WriteString("; ")
-		}
-		says.WriteString(r.Realm + ": " + monitor.Sentence(r))
+		ready = ready && realms[i].Ready
 	}
 	if ready && !t.ready {
 		lines = append(lines, "READY=1")
 	}
-	if state.String() != t.state {
-		lines = append(lines, "STATUS="+says.String())
+	state, says := summary(realms)
+	if state != t.state {
+		lines = append(lines, "STATUS="+says)
 	}
 	if len(lines) > 0 && t.send(lines...) { // else again at the next look
-		t.ready, t.state = ready || t.ready, state.String()
+		t.ready, t.state = ready || t.ready, state
 	}
+}
+
+const (
+	// mostSentences is how many realms have a sentence each in STATUS, which is a line for
+	// people.
+	mostSentences = 3
+	// mostNamed is how many of those that do not do their job are named beyond that.
+	mostNamed = 5
+)
+
+// summary says how the realms are, and what of it is news if it changes: sentences may
+// have figures that change all the time.
+func summary(realms []bridge.Status) (state, says string) {
+	if len(realms) > mostSentences {
+		says = monitor.Summary(realms, mostNamed)
+		return says, says
+	}
+	var news, text strings.Builder
+	for i := range realms {
+		r := &realms[i]
+		fmt.Fprintf(&news, "%s %s %v %s\n", r.Realm, r.State, monitor.Alive(r), r.Leader)
+		if i > 0 {
+			text.WriteString("; ")
+		}
+		text.WriteString(r.Realm + ": " + monitor.Sentence(r))
+	}
+	return news.String(), text.String()
 }
 
 func alive(realms []bridge.Status) bool {

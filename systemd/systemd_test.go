@@ -194,3 +194,38 @@ func TestWithoutWatchdog(t *testing.T) {
 		}
 	})
 }
+
+// Of more than three realms STATUS says how many are in which state, and names some of
+// those that need somebody. What does not change that is no news.
+func TestStatusOfMany(t *testing.T) {
+	socket := systemdtest.Listen(t)
+	teller := &teller{service: &Service{socket: socket.Path}, log: zerolog.Nop()}
+	told := func(want string, of ...bridge.Status) {
+		t.Helper()
+		teller.news(of)
+		var lines []string
+		if want != "" {
+			lines = []string{"STATUS=" + want}
+		}
+		if got := socket.Read(); !slices.Equal(got, lines) {
+			t.Errorf("told is %q, want %q", got, lines)
+		}
+	}
+	many := make([]bridge.Status, 1000)
+	for i := range many {
+		many[i] = bridge.Status{Realm: "r" + strconv.Itoa(i), State: bridge.Following}
+	}
+	told("1000 realms: 1000 following", many...)
+	many[3].Leader = "host-2"
+	told("", many...)
+	many[3].State, many[7].Late = bridge.Standby, monitor.WedgedAfter+1
+	told("1000 realms: 1 standby, 998 following, 1 wedged; not doing their job: r7", many...)
+	many[7].Late += time.Second
+	told("", many...)
+	for i := range 9 {
+		many[100+i].State = bridge.WaitingZulip
+	}
+	told("1000 realms: 1 standby, 989 following, 9 waiting-zulip, 1 wedged; not doing their job: "+
+		"r7, r100, r101, r102, r103 and 5 more", many...)
+	told("r0: events are polled and stored; r1: events are polled and stored; r2: events are polled and stored", many[:3]...)
+}

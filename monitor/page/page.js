@@ -314,22 +314,43 @@ function tell(sentences) {
   if (sentences.length) $("news").textContent = sentences.join(" ");
 }
 
+// named are some names of many.
+const named = (all, n) => all.slice(0, 5).join(", ") + (n > 5 ? ` and ${numbers.format(n - 5)} more` : "");
+
+// inOrder puts the cards in the order of the report, and moves none that stands right.
+function inOrder(report) {
+  for (const [parent, of] of [[$("realms"), (card) => card.part.root], [$("index"), (card) => card.link.root]]) {
+    report.realms.forEach((realm, i) => {
+      const node = of(cards.get(realm.realm));
+      if (parent.children[i] !== node) parent.insertBefore(node, parent.children[i]);
+    });
+  }
+}
+
 function render(report) {
   const now = Date.parse(report.time);
   const news = report.realms.map((realm) => show(realm, now)).filter(Boolean);
+  const shown = new Set(report.realms.map((realm) => realm.realm));
   for (const [name, card] of cards) {
-    if (report.realms.some((realm) => realm.realm === name)) continue;
+    if (shown.has(name)) continue;
     card.part.root.remove();
     card.link.root.remove();
     cards.delete(name);
   }
-  document.querySelector("nav").hidden = report.realms.length < 2;
+  inOrder(report);
+  const n = report.total;
+  document.querySelector("nav").hidden = n < 2;
+  $("search").hidden = n < 8;
+  put($("left"), report.found > report.realms.length ?
+    `${numbers.format(report.realms.length)} of ${numbers.format(report.found)} are shown, those that need somebody first.` :
+    report.found === 0 && n ? "None is called so." : "");
   const bad = report.realms.filter((realm) => !realm.ok).map((realm) => realm.realm);
-  const n = report.realms.length;
-  put($("verdict"), bad.length === 0 ? (n === 1 ? "The realm does its job." : `All ${n} realms do their job.`) :
-    n === 1 ? "The realm does not do its job." : `${bad.length} of ${n} realms ${bad.length === 1 ? "does" : "do"} not do the job: ${bad.join(", ")}.`);
-  set($("verdict"), "data-tone", bad.length ? "bad" : "good");
-  title = bad.length ? `${bad.length} not well: ${bad.join(", ")} – zulip-nats` : "All well – zulip-nats";
+  const which = bad.length ? `: ${named(bad, report.bad)}` : "";
+  put($("verdict"), report.bad === 0 ? (n === 1 ? "The realm does its job." : `All ${numbers.format(n)} realms do their job.`) :
+    n === 1 ? "The realm does not do its job." :
+      `${numbers.format(report.bad)} of ${numbers.format(n)} realms ${report.bad === 1 ? "does" : "do"} not do the job${which}.`);
+  set($("verdict"), "data-tone", report.bad ? "bad" : "good");
+  title = report.bad ? `${numbers.format(report.bad)} not well${which} – zulip-nats` : "All well – zulip-nats";
   document.title = title;
   put($("asof"), "as of " + clock.format(now));
   put($("version"), `Version ${report.version}. Times are of the zone ${Intl.DateTimeFormat().resolvedOptions().timeZone}.`);
@@ -356,7 +377,8 @@ let paused = false, asking = false, timer = 0;
 
 async function question() {
   try {
-    const answer = await fetch("page.json", { cache: "no-store", signal: AbortSignal.timeout(patience) });
+    const name = $("find").value.trim();
+    const answer = await fetch("page.json" + (name && "?name=" + encodeURIComponent(name)), { cache: "no-store", signal: AbortSignal.timeout(patience) });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null; // nobody is there, or it took too long, or the answer broke off
@@ -379,6 +401,8 @@ $("pause").addEventListener("click", () => {
   set($("pause"), "aria-pressed", String(paused));
   ask();
 });
+
+$("find").addEventListener("input", () => ask());
 
 document.addEventListener("visibilitychange", () => {
   document.title = document.hidden ? "zulip-nats" : title; // what is not asked for is not claimed
