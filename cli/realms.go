@@ -50,15 +50,21 @@ type process struct {
 	c      *Config     // what was asked for
 	realms []*followed // in the order of the settings
 
+	up atomic.Bool // each realm has come up
+
+	start   context.Context // of the first attempt to connect
+	working context.Context // of the realms
+
 	connecting sync.Mutex
-	start      context.Context // of the first attempt to connect
-	working    context.Context // of the realms
-	conn       *stream.Conn    // nil: no realm has been let in yet
-	with       Config          // c, with the address of the embedded server if there is one
-	shared     *sharing        // nil with --no-lease
-	failed     error           // there will be no connection
-	unfind     func()          // ends what [process.beFound] began
-	undo       []func()        // in the reverse order
+	conn       *stream.Conn // nil: no realm has been let in yet
+	with       Config       // c, with the address of the embedded server if there is one
+	shared     *sharing     // nil with --no-lease
+	failed     error        // there will be no connection
+	undo       []func()     // in the reverse order
+
+	finding sync.Mutex
+	found   *stream.Conn // that on which this instance can be found; nil: it cannot yet
+	unfind  func()       // ends what [process.beFound] began
 }
 
 // followed is a realm as it is followed with some settings.
@@ -229,7 +235,9 @@ func (p *process) connection() (*stream.Conn, error) {
 // connect starts the embedded server, if there is no other, and what hangs on the
 // connection.
 func (p *process) connect() error {
+	p.mu.Lock()
 	p.with = *p.c
+	p.mu.Unlock()
 	c, log := &p.with, p.log
 	if c.NATS.URL == "" {
 		s, err := startEmbedded(c, log)
@@ -258,6 +266,9 @@ func (p *process) connect() error {
 	}
 	p.undo = append(p.undo, unshare)
 	p.conn, p.shared = conn, shared
+	p.finding.Lock()
+	p.found = conn
+	p.finding.Unlock()
 	p.beFound()
 	hours, end := context.WithCancel(context.Background())
 	go bridge.Hourly(hours, log, p.statuses)
@@ -265,8 +276,14 @@ func (p *process) connect() error {
 	return nil
 }
 
-// beFound lets this instance be found by NATS, with the realms that it has now.
+// beFound lets this instance be found by NATS, once there is a connection, with the realms
+// that it has now.
 func (p *process) beFound() {
+	p.finding.Lock()
+	defer p.finding.Unlock()
+	if p.found == nil {
+		return
+	}
 	if p.unfind != nil {
 		p.unfind()
 	}
@@ -274,7 +291,7 @@ func (p *process) beFound() {
 	if slices.ContainsFunc(p.followers(), func(f *followed) bool { return len(f.r.State) > 0 }) {
 		found.AskState = p.askState
 	}
-	p.unfind = service.Start(p.conn, found)
+	p.unfind = service.Start(p.found, found)
 }
 
 // followers are the realms as they are followed now.
@@ -286,8 +303,10 @@ func (p *process) followers() []*followed {
 
 // statuses says how the realms are, in the order of the settings.
 func (p *process) statuses() []bridge.Status {
-	list := make([]bridge.Status, 0, 1)
-	for _, f := range p.followers() {
+	followers := p.followers()
+	list := make([]bridge.Status, 0, len(followers))
+	all := true
+	for _, f := range followers {
 		s := bridge.Status{Realm: f.name, State: bridge.Starting, Since: f.began, LastEventID: -1}
 		if b := f.bridge.Load(); b != nil {
 			s = b.Status()
@@ -297,7 +316,16 @@ func (p *process) statuses() []bridge.Status {
 			s.State, s.Since, s.Ready, s.Late = bridge.NeedsOperator, why.Since, true, 0
 			s.Wrong = map[string]health.State{bridge.SideOperator: why}
 		}
+		all = all && s.Ready
 		list = append(list, s)
+	}
+	if all {
+		p.up.Store(true)
+	}
+	if p.up.Load() { // it stays so, whatever a reload adds
+		for i := range list {
+			list[i].Ready = true
+		}
 	}
 	return list
 }

@@ -2,24 +2,16 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
-	"maps"
+	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
-	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"zulip-nats/fleet"
 	"zulip-nats/logevent"
+	"zulip-nats/redact"
 )
-
-// settleTime is how long files are left alone after the last change: whoever writes them
-// may not be done.
-const settleTime = 300 * time.Millisecond
 
 type hangupKey struct{}
 
@@ -34,29 +26,34 @@ func WithHangup(ctx context.Context, hangup <-chan os.Signal) context.Context {
 func (p *process) reloads(ctx context.Context) (stop func()) {
 	ctx, end := context.WithCancel(ctx)
 	hangup, _ := ctx.Value(hangupKey{}).(<-chan os.Signal)
-	w := p.watchFiles()
+	w := watch(p.files(), p.log)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer w.close()
-		settled := time.NewTimer(0)
-		settled.Stop()
+		again := false // something has changed while the settings were read
 		for {
 			select {
 			case <-ctx.Done():
 				return
+			case e := <-w.events():
+				if w.concerns(e) {
+					w.settled.Reset(settleTime)
+				}
+				continue
+			case <-w.errors():
+				w.settled.Reset(settleTime)
+				continue
 			case <-hangup:
-				p.reload()
 				w.look(p.files())
-			case change := <-w.changes():
-				if w.concerns(change) {
-					settled.Reset(settleTime)
+			case <-w.settled.C:
+				if !w.look(p.files()) && !again { // the folder told of something else, or of nothing new
+					continue
 				}
-			case <-settled.C:
-				if w.look(p.files()) { // the folder told of something else, or of nothing new
-					p.reload()
-					w.look(p.files())
-				}
+			}
+			p.reload()
+			if again = w.look(p.files()); again {
+				w.settled.Reset(settleTime)
 			}
 		}
 	}()
@@ -65,35 +62,51 @@ func (p *process) reloads(ctx context.Context) (stop func()) {
 
 // reload reads the settings again, and puts in force what can be.
 func (p *process) reload() {
+	refuse := func(realm string, err error, text string) {
+		line := logevent.ReloadFailed.Error(p.log)
+		if realm != "" {
+			line.Str("realm", realm)
+		}
+		line.Str("error", strings.ReplaceAll(err.Error(), "\n", "; ")).
+			Msg(text + ". Correct what the error says; the settings are read again when a file changes, and on SIGHUP")
+	}
+	const asBefore = "the settings were to be read again, and are not in order: all goes on as it was"
+	for _, file := range p.files() {
+		if !isPlain(file) {
+			refuse("", fmt.Errorf("%s is no plain file, and can be read only once", redact.Path(file)), asBefore)
+			return
+		}
+	}
 	c, err := p.read()
 	if err != nil {
-		logevent.ReloadFailed.Error(p.log).Str("error", strings.ReplaceAll(err.Error(), "\n", "; ")).
-			Msg("the settings were read again, and they are not in order: all goes on as it was. Correct what the error " +
-				"says; they are read again when the file changes, and on SIGHUP")
+		refuse("", err, asBefore)
 		return
 	}
 	p.level.Store(int32(c.LogLevel))
-	if late := p.c.takeAStart(c); len(late) > 0 {
+	p.mu.Lock()
+	late := p.c.takeAStart(c)
+	before := p.realms
+	p.mu.Unlock()
+	if len(late) > 0 {
 		logevent.ReloadPartly.Warn(p.log).Strs("options", late).
 			Msg("these settings have changed, and take a new start: until then they stay as they were")
-	}
-	before := p.followers()
-	was := func(name string) *followed {
-		if i := slices.IndexFunc(before, func(f *followed) bool { return f.name == name }); i >= 0 {
-			return before[i]
-		}
-		return nil
 	}
 	var now []*followed
 	var realms []fleet.Realm
 	for i := range c.Realms {
 		f := p.newFollowed(&c.Realms[i])
-		if running := was(f.name); f.wrong != nil && running != nil {
-			if _, halted := p.fleet.Halted(f.name); !halted {
-				logevent.ReloadFailed.Error(p.log).Str("realm", f.name).Err(f.wrong).
-					Msg("the account of this realm cannot be read any more: the realm goes on as it was. Correct what the " +
-						"error says; it is read again when a file changes, and on SIGHUP")
-				f = running
+		was := named(before, f.name)
+		if len(before) == 1 && c.Realms[i].Name == "" {
+			was = before[0] // it is named by its site, which is another now, or not known
+			if f.wrong == nil && f.name != was.name {
+				f.wrong = fmt.Errorf("the zuliprc names another site now, %s: start again to follow it",
+					redact.URL(f.g.account.Site))
+			}
+		}
+		if f.wrong != nil && was != nil && was.wrong == nil {
+			if _, halted := p.fleet.Halted(was.name); !halted {
+				refuse(was.name, f.wrong, "the account of this realm cannot be used any more: the realm goes on as it was")
+				f = was
 			}
 		}
 		now, realms = append(now, f), append(realms, p.asRealm(f))
@@ -101,26 +114,33 @@ func (p *process) reload() {
 	changes := p.fleet.Set(realms)
 	begun := slices.Concat(changes.Added, changes.Changed, changes.Retried)
 	for i, f := range now {
-		if !slices.Contains(begun, f.name) {
-			now[i] = was(f.name)
-			now[i].source.Store(&f.r.Account)
-			now[i].g.poller.Client.Refresh()
+		was := named(before, f.name)
+		if f == was || slices.Contains(begun, f.name) {
+			continue
+		}
+		now[i] = was // which runs on
+		if was.wrong == nil {
+			was.source.Store(&f.r.Account)
+			was.g.poller.Client.Refresh()
 		}
 	}
 	p.mu.Lock()
 	p.realms = now
-	p.c.Realms = c.Realms
 	p.mu.Unlock()
 	if len(begun)+len(changes.Removed) > 0 {
-		p.connecting.Lock()
-		if p.conn != nil {
-			p.beFound()
-		}
-		p.connecting.Unlock()
+		p.beFound()
 	}
 	logevent.Reloaded.Info(p.log).Strs("added", changes.Added).Strs("removed", changes.Removed).
 		Strs("changed", changes.Changed).Strs("retried", changes.Retried).Int("unchanged", len(now)-len(begun)).
 		Msg("the settings were read again")
+}
+
+// named is the realm of that name; nil if there is none.
+func named(list []*followed, name string) *followed {
+	if i := slices.IndexFunc(list, func(f *followed) bool { return f.name == name }); i >= 0 {
+		return list[i]
+	}
+	return nil
 }
 
 // takeAStart names the options that differ, and that nothing but a new start puts in
@@ -149,79 +169,4 @@ func (c *Config) ofProcess() []struct {
 		{"no-lease", c.NoLease}, {"lease-ttl", c.LeaseTTL}, {"http", c.HTTP}, {"pprof", c.Pprof}, {"show", c.Show},
 		{"log-format", c.LogFormat},
 	}
-}
-
-// watched are files whose changes the system tells of. A nil watcher tells of none.
-type watched struct {
-	watcher *fsnotify.Watcher
-	names   []string
-	seen    map[string][sha256.Size]byte
-}
-
-// watchFiles begins to watch the files of the settings. Where the system does not tell of
-// changes, there is SIGHUP.
-func (p *process) watchFiles() *watched {
-	w := &watched{}
-	var err error
-	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
-		w.watcher = nil
-		p.log.Debug().Err(err).Msg("the system does not tell of changes of files; SIGHUP reads them again")
-	}
-	w.look(p.files())
-	return w
-}
-
-func (w *watched) close() {
-	if w.watcher != nil {
-		_ = w.watcher.Close() // there is nothing to lose
-	}
-}
-
-// changes tells of changes in the folders of the files.
-func (w *watched) changes() <-chan fsnotify.Event {
-	if w.watcher == nil {
-		return nil
-	}
-	return w.watcher.Events
-}
-
-// concerns says whether a change may be one of the files: it has its name, or is a link by
-// which Kubernetes exchanges all files of a folder at once (..data).
-func (w *watched) concerns(e fsnotify.Event) bool {
-	name := filepath.Base(e.Name)
-	return strings.HasPrefix(name, "..") || slices.Contains(w.names, name)
-}
-
-// look says whether the content of any of the files is another than at the look before,
-// and watches their folders from now on: a file that is put in the place of another, as
-// editors do it, is seen only so. What is no plain file, as a pipe, can be read only once.
-func (w *watched) look(files []string) (changed bool) {
-	seen := map[string][sha256.Size]byte{}
-	w.names = nil
-	var folders []string
-	for _, file := range files {
-		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
-			data, _ := os.ReadFile(file) // an error is told by whoever needs the file
-			seen[file] = sha256.Sum256(data)
-		}
-		w.names = append(w.names, filepath.Base(file))
-		folders = append(folders, filepath.Dir(file))
-	}
-	changed = !maps.Equal(seen, w.seen)
-	w.seen = seen
-	if w.watcher == nil {
-		return changed
-	}
-	watching := w.watcher.WatchList()
-	for _, folder := range folders {
-		if !slices.Contains(watching, folder) {
-			_ = w.watcher.Add(folder) // there may be none yet, or too many are watched on this machine
-		}
-	}
-	for _, folder := range watching {
-		if !slices.Contains(folders, folder) {
-			_ = w.watcher.Remove(folder) // it may be gone
-		}
-	}
-	return changed
 }

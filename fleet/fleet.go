@@ -94,6 +94,7 @@ func (f *Fleet) Set(realms []Realm) (c Changes) {
 			continue
 		case m.err != nil:
 			c.Retried = append(c.Retried, r.Name)
+			m.err = nil // so that nobody takes it for one that stays halted
 		case m.gone || !reflect.DeepEqual(m.want.Settings, r.Settings):
 			c.Changed = append(c.Changed, r.Name)
 		default:

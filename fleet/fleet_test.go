@@ -234,3 +234,44 @@ func TestStoppedBeforeItBegan(t *testing.T) {
 		}
 	})
 }
+
+// One edit of the file takes the realm away that runs, and mends the one that is halted.
+// The mended one has to come up: that the other has gone while it had not yet begun is no
+// end of everything.
+func TestMendedWhileTheOtherGoes(t *testing.T) {
+	ended := 0
+	const rounds = 300
+	for range rounds {
+		synctest.Test(t, func(t *testing.T) {
+			f := fleet.New(zerolog.Nop())
+			waits := func(ctx context.Context) error { <-ctx.Done(); return nil }
+			fails := func(context.Context) error { return errors.New("the key is refused") }
+			f.Set([]fleet.Realm{{Name: "good", Run: waits}, {Name: "mended", Settings: 1, Run: fails}})
+			ctx, stop := context.WithCancel(t.Context())
+			over := make(chan error, 1)
+			go func() { over <- f.Run(ctx) }()
+			for {
+				if _, is := f.Halted("mended"); is {
+					break
+				}
+				synctest.Wait()
+				time.Sleep(time.Second)
+			}
+			f.Set([]fleet.Realm{{Name: "mended", Settings: 2, Run: waits}})
+			time.Sleep(time.Second)
+			select {
+			case err := <-over:
+				if err != nil {
+					ended++
+				}
+			default:
+				stop()
+				<-over
+			}
+			stop()
+		})
+	}
+	if ended > 0 {
+		t.Errorf("Run ended %d times of %d, with a realm that was about to be tried again", ended, rounds)
+	}
+}
