@@ -690,6 +690,34 @@ func TestStopWhileRegistering(t *testing.T) {
 	})
 }
 
+// A stop behind which the same realm is run again, with other settings, is none that
+// DeleteQueue means: the queue goes on.
+func TestDeleteQueueOfARealmThatIsRunAgain(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		again := errors.New("again")
+		w.configure = func(c *bridge.Config) { c.DeleteQueue, c.Again = true, again }
+		one.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		one.why = again
+		one.stop()
+		one.start()
+		time.Sleep(time.Second)
+		w.say(5)
+		time.Sleep(time.Second)
+		w.check()
+		w.checkMessagesOnce()
+		if q := w.zulip.Queues(); len(q) != 1 || q[0].Dead != "" {
+			t.Errorf("queues at Zulip: %s; want one, that is polled", w.queuesSay())
+		}
+		one.why = nil
+		one.stop()
+		if q := w.zulip.Queues(); len(q) != 1 || q[0].Dead != "deleted" {
+			t.Errorf("queues at Zulip: %s; want it deleted by a stop", w.queuesSay())
+		}
+	})
+}
+
 // A stop with DeleteQueue retires the queue under the lease: a standby begins behind the
 // gap.
 func TestDeleteQueueWithAStandby(t *testing.T) {

@@ -208,7 +208,7 @@ var bridgeMutations = []mutation{
 		"\t\tcontext.AfterFunc(ctx, giveUp) // whoever leads may do so for years\n",
 		"", by("TestRetireWhileStarting")},
 	{"7: that a queue was not deleted is told", "bridge/bridge.go",
-		"case b.cfg.DeleteQueue && !errors.Is(err, stream.ErrNotMade):",
+		"case b.retires(ctx) && !errors.Is(err, stream.ErrNotMade):",
 		"case false && !errors.Is(err, stream.ErrNotMade):", by("TestRetireWhileStarting")},
 	{"9.3: what another lost is looked for by sequence", "bridge/tail.go",
 		"p.seq() < t.knownSeq || p.at",

@@ -7,6 +7,6 @@ package bridge_test
 // in long_courses_test.go.
 const (
 	defaultSeeds        = 2000
-	fleetSeedsByDefault = 100
+	fleetSeedsByDefault = 25
 	longCourses         = true
 )

@@ -6,6 +6,6 @@ package bridge_test
 // go over hours or megabytes the shorter ones.
 const (
 	defaultSeeds        = 40
-	fleetSeedsByDefault = 4
+	fleetSeedsByDefault = 2
 	longCourses         = false
 )

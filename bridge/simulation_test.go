@@ -215,6 +215,7 @@ type instance struct {
 	name string
 	runs int
 	end  context.CancelFunc // SIGTERM
+	why  error              // the cause of that; nil: the usual one
 	dead context.CancelFunc // SIGKILL
 	done chan struct{}
 	err  error // what Run returned, valid when done is closed
@@ -267,8 +268,8 @@ func (i *instance) start() {
 	}
 	i.runs++
 	life, dead := context.WithCancel(context.Background())
-	ctx, end := context.WithCancel(life)
-	i.end, i.dead, i.done = end, dead, make(chan struct{})
+	ctx, end := context.WithCancelCause(life)
+	i.end, i.dead, i.done = func() { end(i.why) }, dead, make(chan struct{})
 	w := i.w
 	name := fmt.Sprintf("%s%d", i.name, i.runs)
 	log := w.log.With().Str("instance", name).Logger()
