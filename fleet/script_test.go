@@ -412,3 +412,23 @@ func TestVanishedIsFreeInTheEnd(t *testing.T) {
 		closing(t, one, two)
 	})
 }
+
+// The mark of a claim that was deleted goes after a while, of which no watch tells: then the
+// key is as if it had never been.
+func TestMarkHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &model.Bucket{}
+		const ttl = 10 * time.Second
+		i := scripted(t, b, "one", ttl)
+		if err := had(t, i).Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		b.Forget()
+		start := time.Now()
+		if l := had(t, i); !l.Held() || time.Since(start) > ttl/5 {
+			t.Errorf("held %v, after %v", l.Held(), time.Since(start))
+		}
+		closing(t, i)
+	})
+}
