@@ -361,6 +361,9 @@ func (w *watch) add(u fleet.Update) {
 
 // end breaks the watch off. What is on its way comes no more.
 func (w *watch) end(err error) {
+	if w.ended {
+		return
+	}
 	w.queue = nil
 	w.add(fleet.Update{Err: err})
 	w.ended = true
