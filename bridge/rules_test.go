@@ -1075,13 +1075,14 @@ func TestHandedOver(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name   string
-		fault  model.Fault // of the write that is under way; none: a poll is
-		within time.Duration
-		live   int // messages that are stored
+		fault  model.Fault   // of the write that is under way; none: a poll is
+		after  time.Duration // it is not released before
+		within time.Duration // but by then
+		live   int           // messages that are stored
 	}{
-		{"in a poll", model.Fault{}, 100 * time.Millisecond, 0},
-		{"in a write", model.Fault{Late: 1500 * time.Millisecond}, 2 * time.Second, 1},
-		{"in a write that has no end", model.Fault{Deaf: true, Late: time.Hour}, 6 * time.Second, 0},
+		{"in a poll", model.Fault{}, 0, 100 * time.Millisecond, 0},
+		{"in a write", model.Fault{Late: 1500 * time.Millisecond}, 1300 * time.Millisecond, 1500 * time.Millisecond, 1},
+		{"in a write that has no end", model.Fault{Deaf: true, Late: time.Hour}, 2500 * time.Millisecond, 6 * time.Second, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			story(t, func(w *world, one *instance) {
@@ -1103,7 +1104,11 @@ func TestHandedOver(t *testing.T) {
 					time.Sleep(100 * time.Millisecond)
 				}
 				l.ask()
-				time.Sleep(test.within)
+				time.Sleep(test.after)
+				if test.after > 0 && l.back.Load() > 0 {
+					t.Errorf("%v later it is released, and the write is under way", test.after)
+				}
+				time.Sleep(test.within - test.after)
 				if live, _ := w.origins(); live != test.live {
 					t.Errorf("%d messages stored, want %d", live, test.live)
 				}

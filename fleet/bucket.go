@@ -62,9 +62,10 @@ func (b *bucket) Write(ctx context.Context, key string, value []byte, revision u
 }
 
 // Delete is [Store.Delete]. Without a life of its own the mark would stay for ever, one
-// for each session that there ever was.
+// for each session that there ever was; and one of DEL would leave another mark behind when
+// it expires (nats-server, sdm.go).
 func (b *bucket) Delete(ctx context.Context, key string, revision uint64) (uint64, error) {
-	return b.publish(ctx, key, nil, revision, nats.Header{"KV-Operation": {"DEL"}, "Nats-TTL": {seconds(markerTTL)}})
+	return b.publish(ctx, key, nil, revision, nats.Header{"KV-Operation": {"PURGE"}, "Nats-TTL": {seconds(markerTTL)}})
 }
 
 // seconds is a time as the server takes it.

@@ -391,7 +391,10 @@ func TestKeysOverwritten(t *testing.T) {
 		"a claim that is gone":  func() error { return kv.Delete(t.Context(), "realm.acme.claim") },
 		"garbage beside it":     func() error { return errors.Join(put("realm.x", "x"), put("a.b.c", "{}"), put("x", "x")) },
 		"an instance of nobody": func() error { return put("instance.y.alive", "null") },
-		"garbage in our key":    func() error { return put(name, "garbage") },
+		"a lease of an older version": func() error {
+			return put("acme.lease", `{"writer":"old","host":"h","pid":1,"since":"2026-11-28T12:00:00Z","id":"X"}`)
+		},
+		"garbage in our key": func() error { return put(name, "garbage") },
 	} {
 		must(harm())
 		restored(what)

@@ -1,5 +1,7 @@
 package fleet
 
+import "os"
+
 // process says which process of which machine a holder is, so that another one on the
 // same machine can see that it is gone, and need not wait for its key to expire. All of
 // it is empty where the system does not tell.
@@ -22,7 +24,7 @@ func (h *Holder) near() bool {
 // isDead is true if the holder was a process of this machine that is no more. False means
 // nothing: it may be anywhere.
 func (h *Holder) isDead() bool {
-	if !h.near() {
+	if !h.near() || h.PID == os.Getpid() && h.Start == thisProcess().Start { // another instance of this process
 		return false
 	}
 	start, state, err := statOf(h.PID)

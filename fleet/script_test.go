@@ -379,3 +379,56 @@ func TestSlowWatch(t *testing.T) {
 		closing(t, i)
 	})
 }
+
+// The bucket is purged, and the one who held the realm has it no more: what vanished is not
+// left alone for ever.
+func TestVanishedIsFreeInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &model.Bucket{}
+		const ttl = 4 * time.Second
+		one, two := scripted(t, b, "one", ttl), scripted(t, b, "two", ttl)
+		l := had(t, one)
+		got := make(chan time.Time, 1)
+		go func() {
+			if _, err := two.Acquire(t.Context(), "acme", 1, nil); err == nil {
+				got <- time.Now()
+			}
+		}()
+		time.Sleep(time.Second)
+		// It is released, of which the purge takes the word before anybody has it.
+		b.SetDelay(func(string) time.Duration { return 3 * time.Second })
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		b.Purge()
+		for name := range b.Keys("") {
+			t.Error("there is still", name)
+		}
+		b.SetDelay(nil)
+		start := time.Now()
+		if took := (<-got).Sub(start); took > 4*ttl {
+			t.Errorf("it is had after %v", took)
+		}
+		closing(t, one, two)
+	})
+}
+
+// The mark of a claim that was deleted goes after a while, of which no watch tells: then the
+// key is as if it had never been.
+func TestMarkHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &model.Bucket{}
+		const ttl = 10 * time.Second
+		i := scripted(t, b, "one", ttl)
+		if err := had(t, i).Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		b.Forget()
+		start := time.Now()
+		if l := had(t, i); !l.Held() || time.Since(start) > ttl/5 {
+			t.Errorf("held %v, after %v", l.Held(), time.Since(start))
+		}
+		closing(t, i)
+	})
+}

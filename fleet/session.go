@@ -455,6 +455,7 @@ func (s *session) unwatched(err error) {
 	s.cfg.Log.Debug().Err(err).Msg("the bucket is not watched now; watching it anew")
 	if unsupported(err) {
 		s.refuse(asUnsupported(err))
+		s.watchedAt = time.Now().Add(s.cfg.TTL) // it is hardly otherwise at once
 	}
 }
 

@@ -271,6 +271,9 @@ func (w *world) course() {
 			if !w.strict {
 				w.harm()
 			}
+		case 10:
+			w.draw("marks go")
+			w.bucket.Forget()
 		}
 	}
 	for _, p := range w.procs {

@@ -178,10 +178,10 @@ func (s *session) keep(now time.Time, later func(time.Time)) {
 		s.busy[realm]++
 		s.work.Go(func() { s.rewrite(realm, c.revision) })
 	}
-	// And what is ours by its claim, and nobody here wants.
+	// And what is ours by its claim, and nobody here wants, or is to have any more.
 	for realm, c := range s.view.claims {
-		if c.claim == nil || c.Instance != s.id || c.vanished || s.leases[realm] != nil || s.wants[realm] != nil ||
-			s.busy[realm] > 0 {
+		if c.claim == nil || c.Instance != s.id || c.vanished || s.leases[realm] != nil || s.busy[realm] > 0 ||
+			s.wants[realm] != nil && !s.leaving {
 			continue
 		}
 		s.busy[realm]++
@@ -191,6 +191,9 @@ func (s *session) keep(now time.Time, later func(time.Time)) {
 
 // noteFree notes since when realms are free.
 func (s *session) noteFree(now time.Time) {
+	maps.DeleteFunc(s.view.claims, func(_ string, c claimed) bool { // who had them has had the time to say so
+		return c.vanished && now.Sub(c.vanishedAt) >= s.cfg.TTL
+	})
 	for realm, c := range s.view.claims {
 		if c.claim != nil && s.alive(c.Instance) {
 			delete(s.free, realm)
@@ -226,7 +229,7 @@ func (s *session) claimFree(now time.Time, t tally, later func(time.Time)) (rest
 		if s.busy[realm] > 0 {
 			continue
 		}
-		if c.vanished && now.Sub(c.vanishedAt) < s.cfg.TTL {
+		if c.vanished {
 			later(c.vanishedAt.Add(s.cfg.TTL))
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -230,7 +231,7 @@ func (c *Client) Write(ctx context.Context, key string, value []byte, revision u
 	return c.change(ctx, "write", key, bytes.Clone(value), revision, life)
 }
 
-// Delete is [fleet.Store.Delete]. The mark stays.
+// Delete is [fleet.Store.Delete]. The mark stays until [Bucket.Forget].
 func (c *Client) Delete(ctx context.Context, key string, revision uint64) (uint64, error) {
 	return c.change(ctx, "delete", key, nil, revision, 0)
 }
@@ -457,6 +458,14 @@ func (b *Bucket) Purge() {
 		}
 	}
 	b.keys = nil
+}
+
+// Forget takes the marks of deleted and expired keys away, as the bucket does after a while,
+// and nobody is told.
+func (b *Bucket) Forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.keys, func(_ string, has *item) bool { return has.now.Value == nil })
 }
 
 // Remove deletes the bucket; whoever ensures that it is there makes it again.
