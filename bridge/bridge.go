@@ -123,6 +123,9 @@ type Config struct {
 	// deletes it. Only who leads does so. Otherwise the queue is left standing, since the
 	// next start resumes it.
 	DeleteQueue bool
+	// Again is the cause with which Run's ctx ends where Run of another Bridge follows at
+	// once, for the same realm: that is no stop to retire the queue for. Nil: there is none.
+	Again error
 
 	// CloudEvents adds the headers of a CloudEvent to what is stored.
 	CloudEvents bool
@@ -266,7 +269,7 @@ func (b *Bridge) term(ctx context.Context) error {
 	switch {
 	case err == nil:
 	case ctx.Err() != nil && standby.Load():
-		if b.cfg.DeleteQueue {
+		if b.retires(ctx) {
 			logevent.QueueNotDeleted.Warn(b.log).
 				Msg("no queue is deleted: this instance does not lead, and a queue belongs to the one " +
 					"that does")
@@ -303,11 +306,16 @@ func (b *Bridge) unled(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() == nil:
 		return err
-	case b.cfg.DeleteQueue && !errors.Is(err, stream.ErrNotMade):
+	case b.retires(ctx) && !errors.Is(err, stream.ErrNotMade):
 		return fmt.Errorf("the queue was to be deleted, and it was not: NATS does not say which one it is, or "+
 			"whether this instance leads (%w)", err)
 	}
 	return errStopped
+}
+
+// retires says whether a stop is to delete the queue.
+func (b *Bridge) retires(ctx context.Context) bool {
+	return b.cfg.DeleteQueue && (b.cfg.Again == nil || !errors.Is(context.Cause(ctx), b.cfg.Again))
 }
 
 // office works until wctx ends, and does what a stop asks for while the lease is still
@@ -319,7 +327,7 @@ func (b *Bridge) office(ctx, wctx context.Context) error {
 		return err
 	}
 	b.tidy(ctx)
-	if b.cfg.DeleteQueue {
+	if b.retires(ctx) {
 		last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), retireTime,
 			errors.New("the stop would take too long"))
 		defer cancel()

@@ -39,7 +39,7 @@ func (d *tally) count(what string) {
 }
 
 // everyDraw are the names of all that is drawn.
-var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|no lease|`+
+var everyDraw = strings.Split(`all public channels|narrow|event types with message|event types without message|excluded types|no direct messages|direct messages|drafts|a lease|a lease that shares JetStream's fate|a lease that everybody holds|no lease|`+
 	`two instances|Zulip takes its time|busy organization|a rush|a change-over because of the pace|messages before the first start|start from a message|start from a time|at most so many refilled|refilling off|refilled at most so old|`+
 	`max_age|max_msgs|max_bytes|max_msgs_per_subject|shared stream|server without the filter|edits are not told|clocks apart|clocks drift|oversize events|`+
 	`an object store with a limit|CloudEvents|subjects by place|answers in pieces|by place.channel|by place.direct|by place.none|by place, looked up|moved to another channel|something sent while registering|what is deleted is erased|`+
@@ -270,7 +270,7 @@ func (w *world) setUp() {
 		w.options.Life, w.zulip.RoundTrip, w.zulip.SweepEvery = time.Minute, 60*time.Millisecond, 5*time.Second
 		w.options.EventTypes, w.options.ExcludeTypes = nil, nil
 	}
-	switch leases := w.rng.IntN(4); {
+	switch leases := w.rng.IntN(5); {
 	case w.acquire != nil:
 	case leases == 0:
 		w.drew("a lease")
@@ -278,6 +278,9 @@ func (w *world) setUp() {
 	case leases == 1:
 		w.drew("a lease that shares JetStream's fate")
 		w.lease = &simLease{ttl: 4 * time.Second, shared: true}
+	case leases == 2:
+		w.drew("a lease that everybody holds")
+		w.lease = &simLease{forged: true}
 	default:
 		w.drew("no lease")
 	}

@@ -128,6 +128,10 @@ func (p *process) run(ctx context.Context) error {
 	if len(wrong) == len(realms) {
 		return errors.Join(wrong...)
 	}
+	if p.c.Show && len(realms) > 1 {
+		return usageErrorf("--show (or ZULIP_NATS_SHOW) prints what is stored of one organization, and %d are followed: leave "+
+			"it out, and look with `zulip-nats tail --realm NAME`", len(realms))
+	}
 	if len(p.realms) == 1 {
 		p.app.log = &p.realms[0].g.log // from here on an error has a realm
 	}
@@ -192,7 +196,8 @@ func (p *process) follow(ctx context.Context, f *followed) error {
 	if p.c.Show {
 		defer p.shows(ctx, conn, &p.with, g)()
 	}
-	b := buildBridge(conn, &p.with, f.r, g, p.writer, p.shared)
+	b, done := buildBridge(conn, &p.with, f.r, g, p.writer, p.shared)
+	defer done()
 	f.bridge.Store(b)
 	if err := b.Run(ctx); err != nil {
 		return err

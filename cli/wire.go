@@ -144,9 +144,10 @@ func newSharing(ctx context.Context, conn *stream.Conn, c *Config, writer string
 }
 
 // buildBridge builds the bridge of one realm on a connection that outlives it; writer is
-// the name of this process, and shared how it shares realms with others.
+// the name of this process, and shared how it shares realms with others. done is called
+// behind its Run.
 func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writer string,
-	shared *sharing) *bridge.Bridge {
+	shared *sharing) (b *bridge.Bridge, done func()) {
 	realm, account, log := g.realm, g.account, g.log
 	version := readBuild().version
 
@@ -158,7 +159,7 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 	}
 	var current *stream.Stream
 	replicas := 1 // of the stream, and so of the lease's bucket
-	b := bridge.Config{
+	cfg := bridge.Config{
 		Realm:   realm,
 		Site:    account.Site,
 		Account: account.Email,
@@ -221,6 +222,7 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 		RefillMaxAge:      r.BackfillMaxAge,
 		RefillMaxMessages: r.BackfillMaxMessages,
 		DeleteQueue:       r.DeleteQueue,
+		Again:             fleet.ErrAgain,
 		OversizeWait:      r.OversizeWait,
 		EraseDeleted:      r.EraseDeleted,
 		Disconnected:      conn.Disconnected(),
@@ -230,8 +232,8 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 		Log:               log,
 	}
 	if shared != nil {
-		b.LeaseTrouble = &shared.trouble
-		b.Acquire = func(ctx context.Context, standby func(string)) (bridge.Lease, error) {
+		cfg.LeaseTrouble = &shared.trouble
+		cfg.Acquire = func(ctx context.Context, standby func(string)) (bridge.Lease, error) {
 			l, err := shared.Acquire(ctx, realm.String(), replicas, func(h fleet.Holder) {
 				standby(h.Writer)
 				g.what(true)
@@ -251,7 +253,11 @@ func buildBridge(conn *stream.Conn, c *Config, r *RealmConfig, g *greeting, writ
 			return l, nil
 		}
 	}
-	return bridge.New(b)
+	return bridge.New(cfg), func() {
+		if current != nil {
+			current.Close()
+		}
+	}
 }
 
 // tryObjects says at the start, and not when the first large event comes, that the object

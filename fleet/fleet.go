@@ -20,6 +20,10 @@ import (
 // Zulip and NATS some things, and a thousand at once would be in each other's way.
 const StartsPerSecond = 50
 
+// ErrAgain is the cause with which a realm's ctx ends where it is started again at once,
+// with other settings.
+var ErrAgain = errors.New("it is started again, with other settings")
+
 // Realm is what runs under a name.
 type Realm struct {
 	Name string
@@ -49,12 +53,12 @@ type Fleet struct {
 
 // member is a realm of the fleet. The fleet's mutex guards it.
 type member struct {
-	want   Realm              // what is to run
-	gone   bool               // nothing is
-	cancel context.CancelFunc // ends what runs; nil: nothing does
-	news   chan struct{}      // has a word when want or gone has changed, for one that is halted
-	err    error              // why it is halted; nil: it is not
-	halted health.State       // the same for others
+	want   Realm                   // what is to run
+	gone   bool                    // nothing is
+	cancel context.CancelCauseFunc // ends what runs; nil: nothing does
+	news   chan struct{}           // has a word when want or gone has changed, for one that is halted
+	err    error                   // why it is halted; nil: it is not
+	halted health.State            // the same for others
 }
 
 // New makes a fleet without realms. The log gets those that are halted while others run.
@@ -96,22 +100,22 @@ func (f *Fleet) Set(realms []Realm) (c Changes) {
 			continue
 		}
 		m.want, m.gone = r, false
-		m.tell()
+		m.tell(ErrAgain)
 	}
 	for _, name := range before {
 		if m := f.members[name]; m != nil && !slices.Contains(f.order, name) {
 			c.Removed = append(c.Removed, name)
 			m.gone = true
-			m.tell()
+			m.tell(nil)
 		}
 	}
 	return c
 }
 
 // tell ends what runs, and wakes who waits to be tried again.
-func (m *member) tell() {
+func (m *member) tell(cause error) {
 	if m.cancel != nil {
-		m.cancel()
+		m.cancel(cause)
 	}
 	select {
 	case m.news <- struct{}{}:
@@ -213,7 +217,7 @@ func (f *Fleet) begin(ctx context.Context, m *member) (context.Context, func(con
 		}
 		return nil, nil
 	}
-	one, cancel := context.WithCancel(ctx)
+	one, cancel := context.WithCancelCause(ctx)
 	m.cancel = cancel
 	return one, m.want.Run
 }
@@ -223,7 +227,7 @@ func (f *Fleet) ended(ctx, one context.Context, m *member, err error) (halted bo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	asked := one.Err() != nil
-	m.cancel()
+	m.cancel(nil)
 	m.cancel = nil
 	name := m.want.Name
 	switch {

@@ -162,7 +162,7 @@ func (w *world) holders(realm string) (names []string) {
 
 func (w *world) alone(realm string) {
 	if names := w.holders(realm); w.strict && len(names) > 1 {
-		w.t.Errorf("%s is held by %s", realm, strings.Join(names, " and "))
+		w.t.Errorf("%v: %s is held by %s", time.Now().UTC().Format("05.000"), realm, strings.Join(names, " and "))
 	}
 }
 
@@ -342,6 +342,11 @@ func simulate(t *testing.T, seed uint64, drawn map[string]int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 7)), luck: rand.New(rand.NewPCG(seed, 8)), bucket: &model.Bucket{}, strict: seed%2 == 0, drawn: drawn}
 		w.bucket.Faults = w.fault
+		if *oneSeed != 0 {
+			w.bucket.Changed = func(key string, e fleet.Entry) {
+				w.t.Logf("%v: %d %s = %s", time.Now().UTC().Format("05.000"), e.Revision, key, e.Value)
+			}
+		}
 		w.bucket.Delay = func(string) time.Duration {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -310,13 +310,15 @@ func (s *session) writeClaim(realm string, expected uint64) (uint64, error) {
 	now := Entry{Revision: revision, Value: value}
 	known := err == nil
 	if kindOf(err) == stream.Refused {
+		// The mark of its deletion may have gone meanwhile, of which no watch tells. Whose
+		// it is, the watch alone may say: there his own key comes first.
 		var e error
 		now, e = s.store.Read(s.ctx, key)
-		known = e == nil
+		known = e == nil && now.Value == nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known && now.Revision == 0 { // the mark of its deletion has gone meanwhile
+	if known && now.Revision == 0 {
 		for _, v := range []*view{s.view, s.next} {
 			if v != nil && v.claims[realm].revision == expected {
 				delete(v.claims, realm)

@@ -36,11 +36,12 @@ type fleetWorld struct {
 	realms []*world
 
 	// What the file has: the keys of the bots, and of which realms; further lines of some;
-	// the level of the log.
-	keys []string
-	only []int // nil: all
-	more map[int]string
-	log  string
+	// the level of the log; a section about all queues.
+	keys  []string
+	only  []int // nil: all
+	more  map[int]string
+	log   string
+	queue string
 
 	mu      sync.Mutex
 	writers map[string]string    // by realm, who stored last
@@ -84,7 +85,7 @@ func newFleet(t testing.TB, n int) *fleetWorld {
 // configure writes the file.
 func (f *fleetWorld) configure() {
 	f.t.Helper()
-	text := fmt.Sprintf("[nats]\nnats-url = %s\n[log]\nlog-level = %s\n", f.nats, cmp.Or(f.log, "info"))
+	text := fmt.Sprintf("[nats]\nnats-url = %s\n[log]\nlog-level = %s\n%s", f.nats, cmp.Or(f.log, "info"), f.queue)
 	for i, w := range f.realms {
 		if f.only != nil && !slices.Contains(f.only, i) {
 			continue
@@ -265,14 +266,15 @@ func TestFleetOfTroubles(t *testing.T) {
 }
 
 // TestReload changes the file of a program that runs: realms are added, changed and
-// removed, a key is exchanged, and the level of the log. A realm of which nothing changed
+// removed, a key is exchanged, and the level of the log. Only who is removed has stopped,
+// as delete-queue sees it. A realm of which nothing changed
 // does not notice, be it in the middle of a burst or in a poll that waits.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 6)
 	idle, burst, changed, removed, rotated, added := f.realms[0], f.realms[1], f.realms[2], f.realms[3], f.realms[4],
 		f.realms[5]
-	f.only = []int{0, 1, 2, 3, 4}
+	f.only, f.queue = []int{0, 1, 2, 3, 4}, "[queue]\ndelete-queue = true\n"
 	f.configure()
 	p := f.run()
 	for _, w := range f.realms[:5] {
@@ -282,7 +284,7 @@ func TestReload(t *testing.T) {
 	for range 200 {
 		burst.talk(rand.New(rand.NewPCG(7, 7)), 100)
 	}
-	f.only, f.more = []int{0, 1, 2, 4, 5}, map[int]string{2: "exclude-types = typing\n"}
+	f.only, f.more = []int{0, 1, 2, 4, 5}, map[int]string{2: "backfill-max-messages = 5\n"}
 	f.keys[4] = rotated.bot.RegenerateKey()
 	harness.KeepSecret(f.keys[4])
 	f.log = "debug"
@@ -303,12 +305,15 @@ func TestReload(t *testing.T) {
 	if after := f.polls(idle); after != before {
 		t.Errorf("the idle realm had polled %s, and then %s", before, after)
 	}
-	if n := len(burst.queues()); n != 1 {
-		t.Errorf("%d queues in the realm with the burst", n)
+	for _, w := range []*world{burst, changed, rotated} {
+		if n := len(w.queues()); n != 1 {
+			t.Errorf("realm %s has had %d queues", w.realm, n)
+		}
 	}
-	if q := removed.queues(); len(q) != 1 || q[0].Dead != "" || q[0].Waiting {
-		t.Errorf("the queue of the removed realm: %v", q)
-	}
+	harness.Eventually(t, "the end of the removed realm's queue, by delete-queue", func() bool {
+		q := removed.queues()
+		return len(q) == 1 && q[0].Dead == "deleted"
+	})
 
 	// A file that is not in order changes nothing.
 	polls := f.polls(idle)

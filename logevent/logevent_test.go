@@ -91,7 +91,7 @@ func load(t *testing.T) *product {
 		}
 	}
 	for _, path := range []string{"zulip-nats", self, "zulip-nats/cli", "zulip-nats/bridge", "zulip-nats/poller",
-		"zulip-nats/stream", "zulip-nats/lease", "zulip-nats/embedded"} {
+		"zulip-nats/stream", "zulip-nats/fleet", "zulip-nats/embedded"} {
 		if p.pkgs[path] == nil {
 			t.Fatalf("the package %s was not found", path)
 		}

@@ -30,10 +30,10 @@ const Patience = 2 * time.Second
 // day.
 type Bucket struct {
 	// Faults says what goes wrong with a request; nil: nothing. op is ensure, write, delete,
-	// read or watch. It is called with the lock held.
+	// read or watch. It is called with the lock held; SetFaults changes it under way.
 	Faults func(client, op, key string) Fault
 	// Delay is how much later a change comes to a client by its watch; nil: at once. It is
-	// called with the lock held.
+	// called with the lock held; SetDelay changes it under way.
 	Delay func(client string) time.Duration
 	// Changed is called for each change of a key, with the lock held; nil: nobody wants to
 	// know.
@@ -424,6 +424,20 @@ func (w *watch) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// SetFaults changes Faults.
+func (b *Bucket) SetFaults(f func(client, op, key string) Fault) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Faults = f
+}
+
+// SetDelay changes Delay.
+func (b *Bucket) SetDelay(f func(client string) time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Delay = f
 }
 
 // Put writes a key by somebody else's hand; nil deletes it.
