@@ -296,7 +296,6 @@ func (b *Bridge) term(ctx context.Context) error {
 	wctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(l.Context(), func() { cancel(notLeader(l)) })()
-	defer context.AfterFunc(l.Asked(), func() { cancel(errAsked) })()
 	return b.office(ctx, wctx)
 }
 
@@ -402,12 +401,28 @@ func (b *Bridge) step(ctx context.Context, p resumePoint) error {
 	case phaseRegister:
 		return b.registerNext(ctx, p)
 	case phaseRefill:
-		return b.refill(ctx, p)
+		return b.untilAsked(ctx, func(ctx context.Context) error { return b.refill(ctx, p) })
 	case phasePoll:
-		return b.follow(ctx, p)
+		return b.untilAsked(ctx, func(short context.Context) error { return b.follow(ctx, short, p) })
 	default:
 		return b.begin(ctx, p)
 	}
+}
+
+// untilAsked does something until another instance is to have the lease: then its context
+// ends. A queue that is being registered has no such end, since nobody would know of it.
+func (b *Bridge) untilAsked(ctx context.Context, do func(context.Context) error) error {
+	if b.lease == nil {
+		return do(ctx)
+	}
+	short, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(b.lease.Asked(), func() { end(errAsked) })()
+	err := do(short)
+	if ctx.Err() == nil && errors.Is(context.Cause(short), errAsked) {
+		return errAsked
+	}
+	return err
 }
 
 // adopt takes what was read for what is known.

@@ -32,9 +32,9 @@ const (
 )
 
 // follow polls the queue and stores what comes, until the stream has to be read again or
-// ctx ends.
-func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
-	if done, err := b.resume(ctx, p); done || err != nil {
+// ctx ends. A change-over registers a queue, and has until whole ends.
+func (b *Bridge) follow(whole, ctx context.Context, p resumePoint) error {
+	if done, err := b.resume(whole, p); done || err != nil {
 		return err
 	}
 	keepEvery, err := b.recordAge(ctx)
@@ -71,10 +71,10 @@ func (b *Bridge) follow(ctx context.Context, p resumePoint) error {
 			return err
 		}
 		if busy >= busyAnswers && b.poller.ClockOverdue() && b.unlike == "" {
-			return b.changeOver(ctx, events.WhyChangedOver)
+			return b.changeOver(whole, events.WhyChangedOver)
 		}
 		if b.unlike == "" && b.stateDue(keepEvery) {
-			return b.changeOver(ctx, events.WhyState)
+			return b.changeOver(whole, events.WhyState)
 		}
 		batch, err := b.poller.Next(ctx, b.known)
 		if refused := asRefused(err); refused != nil {

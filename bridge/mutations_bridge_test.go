@@ -184,7 +184,7 @@ var bridgeMutations = []mutation{
 		"errors.Is(cause, errNotLeader) {\n\t\t\tcancel",
 		"cause != nil {\n\t\t\tcancel", by("TestHandedOver")},
 	{"7: who is asked hands over", "bridge/bridge.go",
-		"\tdefer context.AfterFunc(l.Asked(), func() { cancel(errAsked) })()\n",
+		"\tdefer context.AfterFunc(b.lease.Asked(), func() { end(errAsked) })()\n",
 		"", by("TestHandedOver")},
 	{"7: and wants it again", "bridge/bridge.go",
 		"\t\t\tb.deposed = true\n\t\t\tcontinue\n",

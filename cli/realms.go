@@ -32,6 +32,10 @@ const registersPerSecond = 50
 // 100 percent there would be as much of it again, for nothing. GOGC says otherwise.
 const manyRealms, manyPercent = 100, 25
 
+// startPatience is how long a realm may hold back the others from having come up: its Zulip
+// may be away.
+const startPatience = time.Minute
+
 // process is one `run`: what the realms share, and each of them.
 type process struct {
 	*app
@@ -80,6 +84,8 @@ type followed struct {
 	// bridge is nil before there is a connection. A start may wait for a long time for the
 	// first answer of a server.
 	bridge atomic.Pointer[bridge.Bridge]
+	// before is the bridge that has to end first, with other settings. It may hang.
+	before atomic.Pointer[bridge.Bridge]
 }
 
 // newFollowed reads the account of a realm.
@@ -205,6 +211,7 @@ func (p *process) follow(ctx context.Context, f *followed) error {
 	b, done := buildBridge(conn, &p.with, f.r, g, p.writer, p.shared)
 	defer done()
 	f.bridge.Store(b)
+	f.before.Store(nil)
 	if err := b.Run(ctx); err != nil {
 		return err
 	}
@@ -310,6 +317,11 @@ func (p *process) statuses() []bridge.Status {
 		s := bridge.Status{Realm: f.name, State: bridge.Starting, Since: f.began, LastEventID: -1}
 		if b := f.bridge.Load(); b != nil {
 			s = b.Status()
+		} else if b := f.before.Load(); b != nil {
+			s.Late = b.Status().Late
+		}
+		if len(followers) > 1 && time.Since(f.began) > startPatience {
+			s.Ready = true
 		}
 		if why, is := p.fleet.Halted(f.name); is {
 			// It has come up as far as it can: the others are not to wait for it.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -115,7 +116,13 @@ func (p *process) reload() {
 	begun := slices.Concat(changes.Added, changes.Changed, changes.Retried)
 	for i, f := range now {
 		was := named(before, f.name)
-		if f == was || slices.Contains(begun, f.name) {
+		if f == was {
+			continue
+		}
+		if slices.Contains(begun, f.name) {
+			if was != nil {
+				f.before.Store(cmp.Or(was.bridge.Load(), was.before.Load()))
+			}
 			continue
 		}
 		now[i] = was // which runs on

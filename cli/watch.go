@@ -2,6 +2,7 @@ package cli
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -126,8 +127,8 @@ func (w *watched) follow() {
 	}
 }
 
-// digest is that of a file's content, as far as anybody reads it, and zero for what is no
-// plain file.
+// digest is that of a file's content, as far as anybody reads it, and of its mode, which
+// others' eyes depend on; zero for what is no plain file.
 func digest(file string) (sum [sha256.Size]byte) {
 	if !isPlain(file) {
 		return sum
@@ -138,6 +139,9 @@ func digest(file string) (sum [sha256.Size]byte) {
 	}
 	defer f.Close()
 	h := sha256.New()
+	if info, err := f.Stat(); err == nil {
+		_, _ = fmt.Fprintln(h, info.Mode()) // which does not fail
+	}
 	_, _ = io.Copy(h, io.LimitReader(f, mostConfig+1)) // what breaks off is another content
 	h.Sum(sum[:0])
 	return sum

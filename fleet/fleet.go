@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -79,10 +78,12 @@ func (f *Fleet) Set(realms []Realm) (c Changes) {
 	defer f.mu.Unlock()
 	before := f.order
 	f.order = nil
+	wanted := map[string]bool{}
 	for _, r := range realms {
-		if slices.Contains(f.order, r.Name) {
+		if wanted[r.Name] {
 			continue
 		}
+		wanted[r.Name] = true
 		f.order = append(f.order, r.Name)
 		m := f.members[r.Name]
 		switch {
@@ -104,7 +105,7 @@ func (f *Fleet) Set(realms []Realm) (c Changes) {
 		m.tell(ErrAgain)
 	}
 	for _, name := range before {
-		if m := f.members[name]; m != nil && !slices.Contains(f.order, name) {
+		if m := f.members[name]; m != nil && !wanted[name] {
 			c.Removed = append(c.Removed, name)
 			m.gone = true
 			m.tell(nil)
@@ -226,35 +227,37 @@ func (f *Fleet) begin(ctx context.Context, m *member) (context.Context, func(con
 // ended takes note of how a run ended, and says whether the member is halted.
 func (f *Fleet) ended(ctx, one context.Context, m *member, err error) (halted bool) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	asked := one.Err() != nil
 	m.cancel(nil)
 	m.cancel = nil
-	name := m.want.Name
+	name, several := m.want.Name, len(f.order) > 1
 	switch {
-	case ctx.Err() != nil && err != nil && len(f.order) > 1:
-		err = fmt.Errorf("%s: %w", name, err)
-		fallthrough
 	case ctx.Err() != nil:
-		f.ends = append(f.ends, err)
-		return false
-	case asked:
-		if err != nil {
-			logevent.RealmEnded.Warn(f.log).Str("realm", name).Err(err).
-				Msg("the realm was stopped for its new settings, or for good, and not all went well")
+		if err != nil && several {
+			err = fmt.Errorf("%s: %w", name, err)
 		}
-		return false
-	case err == nil:
-		err = errors.New("it ended by itself, which is a bug: report it")
+		f.ends = append(f.ends, err)
+	case asked:
+	default:
+		if err == nil {
+			err = errors.New("it ended by itself, which is a bug: report it")
+		}
+		halted = true
+		m.err = err
+		m.halted = health.State{Since: time.Now(), Tries: m.halted.Tries + 1, Text: err.Error()}
+		f.judge()
 	}
-	m.err = err
-	m.halted = health.State{Since: time.Now(), Tries: m.halted.Tries + 1, Text: err.Error()}
-	if !f.judge() || len(f.order) > 1 {
+	f.mu.Unlock() // since whoever asks how things are must not wait for the log
+	switch {
+	case halted && several:
 		logevent.RealmHalted.Error(f.log).Str("realm", name).Err(err).
 			Msg("this realm is stopped: an operator has to mend something first; the others go on. It is tried again " +
 				"when its settings or its zuliprc change, and on SIGHUP")
+	case !halted && ctx.Err() == nil && err != nil:
+		logevent.RealmEnded.Warn(f.log).Str("realm", name).Err(err).
+			Msg("the realm was stopped for its new settings, or for good, and not all went well")
 	}
-	return true
+	return halted
 }
 
 // judge says whether every realm is halted, and tells Run.

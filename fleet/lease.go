@@ -22,6 +22,7 @@ type Lease struct {
 	// Guarded by the instance's lock.
 	revision uint64    // of the claim
 	to       *card     // who asked for it
+	askedAt  time.Time // when the holder was told
 	retryAt  time.Time // the claim is not written again before
 }
 

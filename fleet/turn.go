@@ -109,7 +109,7 @@ func (s *session) turn() (wait time.Duration) {
 	if s.claimFree(now, t, later) {
 		s.ask(now, t, later)
 	}
-	s.handOver(t)
+	s.handOver(now, t)
 	return wait
 }
 
@@ -447,12 +447,12 @@ func (s *session) ask(now time.Time, t tally, later func(time.Time)) {
 
 // handOver lets one who asks have what he asks for, if he holds two less than we do, or
 // fewer. One at a time.
-func (s *session) handOver(t tally) {
+func (s *session) handOver(now time.Time, t tally) {
 	if s.leaving {
 		return // all goes anyway
 	}
 	for _, l := range s.leases {
-		if l.to != nil {
+		if l.to != nil && now.Sub(l.askedAt) < askFor*s.cfg.TTL { // else it may take for ever
 			return
 		}
 	}
@@ -467,7 +467,7 @@ func (s *session) handOver(t tally) {
 	}
 	if to != nil {
 		l := s.leases[to.Asks]
-		l.to = to
+		l.to, l.askedAt = to, now
 		l.ask(ErrAsked)
 	}
 }

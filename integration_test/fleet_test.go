@@ -232,8 +232,7 @@ func TestFleet(t *testing.T) {
 }
 
 // TestFleetOfTroubles: one realm whose key is refused, one whose Zulip is not there, one
-// whose stream would break the promise, and one that sends more than a gigabyte. A fifth
-// one goes on as if nothing was.
+// whose stream would break the promise. A fourth one goes on as if nothing was.
 func TestFleetOfTroubles(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 4)

@@ -361,3 +361,42 @@ func TestFleetAllHalted(t *testing.T) {
 		}
 	}
 }
+
+// The file is written anew so that others may read it, and there are keys in it: that is
+// told, with what to do. It is done, and then the change comes into force.
+func TestReloadAfterChmod(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 2)
+	f.only = []int{0}
+	f.configure()
+	p := f.run()
+	f.realms[0].registered()
+	f.only = nil
+	next := f.config
+	f.config = filepath.Join(t.TempDir(), "next")
+	f.configure()
+	harness.Must(t, os.Chmod(f.config, 0o644))
+	harness.Must(t, os.Rename(f.config, next))
+	p.Expect("reload_failed", "chmod 600")
+	harness.Must(t, os.Chmod(next, 0o600))
+	if !harness.Within(10*time.Second, func() bool { return p.Says(`"event":"reloaded"`, `"added":["r1"]`) }) {
+		t.Error("what the error says was done, and nothing comes of it")
+	}
+}
+
+// A realm is halted since a file that its account names is missing. The file comes, and the
+// realm is tried again.
+func TestReloadCertificate(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 2)
+	bundle := filepath.Join(filepath.Dir(f.config), "ca.pem")
+	f.more = map[int]string{1: "cert_bundle = ca.pem\n"}
+	f.configure()
+	p := f.run()
+	f.realms[0].registered()
+	p.Expect("realm_halted", "r1", "ca.pem")
+	harness.WriteFile(t, bundle, "")
+	if !harness.Within(10*time.Second, func() bool { return p.Says(`"event":"reloaded"`, `"retried":["r1"]`) }) {
+		t.Error("the file that was missing is there, and the realm is not tried again")
+	}
+}

@@ -97,6 +97,15 @@ func (src Source) Files() (files []string) {
 	if keyFile != "" {
 		files = append(files, keyFile)
 	}
+	if info, err := os.Stat(src.Path()); src.Inline == nil && err == nil && !info.Mode().IsRegular() {
+		return files // it can be read only once
+	}
+	a, _ := src.load(map[string]string{}) // with the files that it names, be they there or not
+	for _, file := range []string{a.CertBundle, a.ClientCert, a.ClientCertKey} {
+		if file != "" {
+			files = append(files, file)
+		}
+	}
 	return files
 }
 
@@ -123,6 +132,8 @@ func (src Source) Load() (Account, map[string]string, error) {
 	return a, from, nil
 }
 
+// load is Load. With the error that a certificate's file cannot be read it gives the account
+// too.
 func (src Source) load(from map[string]string) (Account, error) {
 	getenv := src.getenv()
 	path, named := src.path(getenv)
@@ -252,7 +263,7 @@ func (src Source) load(from map[string]string) (Account, error) {
 			continue
 		}
 		if info, err := os.Stat(v.file); err != nil {
-			return Account{}, &ConfigError{fmt.Sprintf("%s names the file %s, which cannot be read: %s", from[v.name],
+			return a, &ConfigError{fmt.Sprintf("%s names the file %s, which cannot be read: %s", from[v.name],
 				redact.Path(v.file),
 				redact.FileError(err)), err}
 		} else if info.IsDir() {
