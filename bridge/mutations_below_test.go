@@ -337,7 +337,7 @@ var streamMutations = []mutation{
 		"\tif false {", "./fleet -run TestWatchIsMadeAnew -timeout 3m"},
 	{"7: so is one that lost a message", "stream/watch.go",
 		"\t\t\tif meta.Sequence.Consumer != seen+1 {",
-		"\t\t\tif false {", "./stream -run TestWatch$"},
+		"\t\t\tif false {", "./stream -run TestWatch$ -timeout 60s"},
 	{"7: a share is no more than a share", "fleet/turn.go",
 		"\t\tif !k.given && room <= 0 && !k.waited {",
 		"\t\tif false {", "./fleet -run TestShares|TestLeavesRoom"},
