@@ -432,3 +432,58 @@ func TestMarkHasGone(t *testing.T) {
 		closing(t, i)
 	})
 }
+
+// The bucket is purged, and one who stands by sees that before the holder does. He leaves
+// alone what he knew to be held, and the holder writes it again.
+func TestPurgeFreesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &model.Bucket{}
+		one, two := scripted(t, b, "one", 9*time.Second), scripted(t, b, "two", 4*time.Second)
+		l := had(t, one)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _, _ = two.Acquire(ctx, "acme", 1, nil) }()
+		time.Sleep(100 * time.Millisecond)
+		b.Purge()
+		time.Sleep(30 * time.Second)
+		if s := two.Share(); !l.Held() || s.Held != 0 || s.Realms != 1 || s.Instances != 2 {
+			t.Errorf("held %v (%v); the other says %+v", l.Held(), context.Cause(l.Context()), s)
+		}
+		cancel()
+		closing(t, one, two)
+	})
+}
+
+// Whose a claim is, only the watch says: who is refused a claim may not have heard yet of
+// the instance that has it now, and would take it for one that has gone.
+func TestClaimOfOneNotHeardOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &model.Bucket{}
+		one, two := scripted(t, b, "one", 4*time.Second), scripted(t, b, "two", 4*time.Second)
+		l := had(t, one)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _, _ = two.Acquire(ctx, "acme", 1, nil) }()
+		time.Sleep(100 * time.Millisecond)
+		n := 0
+		b.SetDelay(func(client string) time.Duration {
+			if client != "two" {
+				return 0
+			}
+			if n++; n == 1 {
+				return 300 * time.Millisecond // the word of the release
+			}
+			return 900 * time.Millisecond
+		})
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		three := scripted(t, b, "three", 4*time.Second)
+		theirs := had(t, three)
+		time.Sleep(5 * time.Second)
+		if s := two.Share(); !theirs.Held() || s.Held != 0 {
+			t.Errorf("held %v (%v); the other says %+v", theirs.Held(), context.Cause(theirs.Context()), s)
+		}
+		cancel()
+		b.SetDelay(nil)
+		closing(t, one, two, three)
+	})
+}
