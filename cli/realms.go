@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -262,12 +263,27 @@ func (p *process) connect() error {
 		c.NATS, c.embedded = stream.ConnectConfig{URL: s.URL()}, true
 		c.JSDomain, c.JSAPIPrefix = "", ""
 	}
-	conn, err := connect(p.start, c, log)
-	if err != nil {
+	// What instances tell each other has a connection of its own. The server writes there
+	// whenever it likes, and where it does so to a client that has gone, it may throw away
+	// what that one had sent before: on the other connection that may be a write of ours.
+	var conn, own *stream.Conn
+	var err, ownErr error
+	var both sync.WaitGroup
+	both.Go(func() { conn, err = connect(p.start, c, log) })
+	if !c.NoLease {
+		both.Go(func() { own, ownErr = connect(p.start, c, zerolog.Nop()) })
+	}
+	both.Wait()
+	if own != nil {
+		p.undo = append(p.undo, own.Close)
+	}
+	if conn != nil {
+		p.undo = append(p.undo, conn.Close)
+	}
+	if err = cmp.Or(err, ownErr); err != nil {
 		return err
 	}
-	p.undo = append(p.undo, conn.Close)
-	shared, unshare, err := newSharing(p.working, conn, c, p.writer, log)
+	shared, unshare, err := newSharing(p.working, own, c, p.writer, log)
 	if err != nil {
 		return err
 	}
