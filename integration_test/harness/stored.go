@@ -185,10 +185,11 @@ func Untold(queues []zulipsim.QueueInfo, all []Stored) (missing []string) {
 		switch {
 		case m.Record() == "queue" && record.Previous != "":
 			next[record.Previous] = queue
-		case m.Record() == "gap-opened" && strings.Contains(record.Cause, "retired"):
-			retired[queue], _ = m.Int(events.HeaderPosition)
 		case m.Record() == "gap-opened":
-			lost[queue] = true
+			lost[queue] = true // or retired
+			if strings.Contains(record.Cause, "retired") {
+				retired[queue], _ = m.Int(events.HeaderPosition)
+			}
 		}
 	}
 	made := map[string]time.Time{}
