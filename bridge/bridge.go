@@ -175,6 +175,7 @@ type Bridge struct {
 	unlike      string // options that Zulip did not take at a change-over
 	state       state  // of the organization, for those who start today
 	deposed     bool   // the lease was lost or handed over, and not had again since
+	took        bool   // the lease was had from another instance, and the stream not read since
 
 	objects      health.Condition // the object store takes nothing: objectsAwaited, then objectsGone
 	unregistered health.Condition // Zulip registers no queue
@@ -283,6 +284,7 @@ func (b *Bridge) term(ctx context.Context) error {
 	}
 	if standby.Load() || b.deposed {
 		logevent.Leading.Info(b.log).Msg("this instance leads now")
+		b.took = true
 	}
 	b.lease, b.deposed = l, false
 	defer func() {
@@ -434,13 +436,12 @@ func (b *Bridge) adopt(ctx context.Context, p resumePoint) {
 		b.record = nil
 		b.forgetPlaces(p.seq())
 		if writer := header(p.last, events.HeaderWriter); writer != b.writer && p.last.Seq > b.knownSeq &&
-			b.known.Queue != "" &&
-			b.once("overtaken by "+writer) {
+			b.known.Queue != "" && !b.took && b.once("overtaken by "+writer) {
 			logevent.Overtaken.Warn(b.log).Str("writer", writer).Int64("event_id", p.at.Last).
 				Msg("another instance has stored events meanwhile: going on from where it is")
 		}
 	}
-	b.known, b.knownSeq = p.at, p.seq()
+	b.known, b.knownSeq, b.took = p.at, p.seq(), false
 	b.report.at(p)
 	b.sweep(ctx, p.cursor.Seq)
 }

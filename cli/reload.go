@@ -167,11 +167,13 @@ func (c *Config) ofProcess() []struct {
 	options string
 	value   any
 } {
+	signedIn := c.NATS
+	signedIn.URL = ""
 	return []struct {
 		options string
 		value   any
 	}{
-		{"nats-...", c.NATS}, {"nats-context", c.Context}, {"nats-js-domain", c.JSDomain},
+		{"nats-url", c.NATS.URL}, {"what NATS is signed in with", signedIn}, {"nats-context", c.Context}, {"nats-js-domain", c.JSDomain},
 		{"nats-js-api-prefix", c.JSAPIPrefix}, {"nats-port", c.NATSPort}, {"state-dir", c.StateDir},
 		{"no-lease", c.NoLease}, {"lease-ttl", c.LeaseTTL}, {"http", c.HTTP}, {"pprof", c.Pprof}, {"show", c.Show},
 		{"log-format", c.LogFormat},

@@ -43,11 +43,12 @@ var (
 
 // place is where some realms are bridged into one NATS server, and watched.
 type place struct {
-	t    testing.TB
-	conn *stream.Conn
-	work sync.WaitGroup
-	ctx  context.Context
-	end  func()
+	t      testing.TB
+	conn   *stream.Conn
+	work   sync.WaitGroup
+	shares []*fleet.Instance
+	ctx    context.Context
+	end    func()
 
 	mu      sync.Mutex
 	bridges []*bridge.Bridge // those that are watched
@@ -62,6 +63,9 @@ func newPlace(t testing.TB) *place {
 	t.Cleanup(func() {
 		p.end()
 		p.work.Wait()
+		for _, shared := range p.shares {
+			_ = shared.Close(context.Background()) // its key may be gone
+		}
 		conn.Close()
 	})
 	p.conn = conn
@@ -99,7 +103,7 @@ func (p *place) realm(name string, watched bool, zulip *zulipsim.Server) *bridge
 	}
 	shared, err := fleet.NewInstance(fleet.Config{Conn: p.conn, Writer: writer, TTL: time.Minute})
 	must(p.t, err)
-	p.t.Cleanup(func() { _ = shared.Close(context.Background()) })
+	p.shares = append(p.shares, shared)
 	b := bridge.New(bridge.Config{
 		Realm: realm, Site: account.Site, Account: account.Email, Writer: writer, Log: zerolog.Nop(),
 		Poller: &poller.Poller{

@@ -73,6 +73,9 @@ func New(version string, realms func() []bridge.Status) *Monitor {
 			if !s.Ready {
 				return "it has neither led nor stood by yet; " + Sentence(s), false
 			}
+			if s.State == bridge.NeedsOperator {
+				return "it holds nothing back; " + Sentence(s), true
+			}
 			return "it has come up", true
 		})
 	})
