@@ -373,8 +373,8 @@ func TestInlineAccountRefuses(t *testing.T) {
 			"acme.ini: line 4: email is no e-mail address: there is no @ in it"},
 		"bad key": {map[string]string{"key": secret}, "acme.ini: line 5: key is no API key, which is 32 letters and digits: it is 7 " +
 			"characters; download it from Zulip's settings of the bot, or of your account again"},
-		"no file of the key": {map[string]string{"key": "", "key_file": filepath.Join(dir, "none.key")},
-			"acme.ini: line 5: key_file: the file " + filepath.Join(dir, "none.key") + " cannot be read: no such file or directory"},
+		"no file of the key": {map[string]string{"key": "", "key_file": "/not/there.key"},
+			"acme.ini: line 5: key_file: the file /not/there.key cannot be read: no such file or directory"},
 		"bad file of the key": {map[string]string{"key": "", "key_file": write(t, filepath.Join(dir, "bad.key"), secret)},
 			"acme.ini: line 5: key_file names a file, and what is in it is no API key, which is 32 letters and digits: it is 7 " +
 				"characters; download it from Zulip's settings of the bot, or of your account again"},
