@@ -115,7 +115,8 @@ func (p *process) asRealm(f *followed) fleet.Realm {
 		by.account = f.g.account
 		by.account.Key = ""
 	}
-	return fleet.Realm{Name: f.name, Settings: by, Run: func(ctx context.Context) error { return p.follow(ctx, f) }}
+	return fleet.Realm{Name: f.name, Settings: by, Anyway: f.r.DeleteQueue,
+		Run: func(ctx context.Context) error { return p.follow(ctx, f) }}
 }
 
 // run is the command, once its settings are known. The order of the end is the reverse of

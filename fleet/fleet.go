@@ -33,6 +33,9 @@ type Realm struct {
 	// operator has to mend something first. It is called again when it has returned, and
 	// never twice at a time.
 	Run func(ctx context.Context) error
+	// Anyway says that Run has something to do at a stop: it is called even if the stop has
+	// come before its turn, with a ctx that has ended.
+	Anyway bool
 }
 
 // Fleet runs many realms, each by itself: what halts one leaves the others alone. Make it
@@ -54,6 +57,7 @@ type Fleet struct {
 type member struct {
 	want   Realm                   // what is to run
 	gone   bool                    // nothing is
+	ran    bool                    // it has had its turn
 	cancel context.CancelCauseFunc // ends what runs; nil: nothing does
 	news   chan struct{}           // has a word when want or gone has changed, for one that is halted
 	err    error                   // why it is halted; nil: it is not
@@ -182,12 +186,12 @@ func (f *Fleet) reasons() (reasons error, all bool) {
 // is to be tried again.
 func (f *Fleet) keep(ctx context.Context, m *member) {
 	for {
-		one, run := f.begin(ctx, m)
+		one, run, anyway := f.begin(ctx, m)
 		if run == nil {
 			return
 		}
 		err := f.starts.Wait(one)
-		if err == nil {
+		if err == nil || anyway && ctx.Err() != nil {
 			err = run(one)
 		} else if one.Err() != nil {
 			err = nil // it was told to end before it had begun
@@ -204,7 +208,7 @@ func (f *Fleet) keep(ctx context.Context, m *member) {
 }
 
 // begin says what is to run next, and until when; nil: nothing.
-func (f *Fleet) begin(ctx context.Context, m *member) (context.Context, func(context.Context) error) {
+func (f *Fleet) begin(ctx context.Context, m *member) (one context.Context, run func(context.Context) error, anyway bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
@@ -212,16 +216,16 @@ func (f *Fleet) begin(ctx context.Context, m *member) (context.Context, func(con
 	default:
 	}
 	m.err = nil
-	if m.gone || ctx.Err() != nil {
+	if m.gone || ctx.Err() != nil && (m.ran || !m.want.Anyway) {
 		if m.gone {
 			delete(f.members, m.want.Name)
 			f.judge()
 		}
-		return nil, nil
+		return nil, nil, false
 	}
 	one, cancel := context.WithCancelCause(ctx)
-	m.cancel = cancel
-	return one, m.want.Run
+	m.cancel, m.ran = cancel, true
+	return one, m.want.Run, m.want.Anyway
 }
 
 // ended takes note of how a run ended, and says whether the member is halted.

@@ -1,7 +1,6 @@
 package fleet_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"zulip-nats/fleet"
+	"zulip-nats/stream/natstest"
 )
 
 // runs are realms that note what is done with them.
@@ -75,7 +75,7 @@ func (r *runs) realm(name, settings string, fails error) fleet.Realm {
 func TestSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &runs{t: t}
-		var log bytes.Buffer
+		var log natstest.Buffer
 		f := fleet.New(zerolog.New(&log))
 		wrong := errors.New("the key is refused")
 		f.Set([]fleet.Realm{r.realm("a", "1", nil), r.realm("b", "1", wrong), r.realm("c", "1", nil)})
@@ -142,7 +142,7 @@ func TestAllHalted(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := &runs{t: t}
-				var log bytes.Buffer
+				var log natstest.Buffer
 				f := fleet.New(zerolog.New(&log))
 				set := func(names []string) {
 					var realms []fleet.Realm
@@ -211,6 +211,25 @@ func TestManyRealms(t *testing.T) {
 		}
 		if last, most := begun[many-1], many/fleet.StartsPerSecond*time.Second; last > most {
 			t.Errorf("the last began after %v, want %v at most", last, most)
+		}
+	})
+}
+
+// One that has something to do at a stop has its turn even then.
+func TestStoppedBeforeItBeganAndRunAnyway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &runs{t: t}
+		f := fleet.New(zerolog.Nop())
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		anyway := r.realm("a", "1", nil)
+		anyway.Anyway = true
+		f.Set([]fleet.Realm{anyway, r.realm("b", "1", nil)})
+		if err := f.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if got := r.taken(); got != "a+1, a-1" {
+			t.Errorf("it did: %s", got)
 		}
 	})
 }
