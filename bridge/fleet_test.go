@@ -15,7 +15,6 @@ import (
 	"zulip-nats/bridge"
 	"zulip-nats/fleet"
 	bucket "zulip-nats/fleet/model"
-	"zulip-nats/stream"
 )
 
 var fleetSeeds = flag.Int("fleet-seeds", fleetSeedsByDefault, "how many seeds TestFleetSimulation runs")
@@ -130,19 +129,7 @@ func (f *fleetWorld) fault(_, op, _ string) (x bucket.Fault) {
 	if f.luck.Float64() >= f.faulty {
 		return x
 	}
-	switch f.luck.IntN(5) {
-	case 0:
-		x.Lost = true
-	case 1:
-		x.Deaf = true
-	case 2:
-		x.Late = time.Duration(f.luck.IntN(6000)) * time.Millisecond
-	case 3:
-		x.Stale = true
-	default:
-		x.Fail = stream.Unavailable
-	}
-	return x
+	return bucket.Draw(f.luck, op)
 }
 
 func (f *fleetWorld) late(string) time.Duration {

@@ -5,11 +5,12 @@
 // One file for each command, and for the whole: app.go (the commands, errors and exit
 // codes), option.go (a flag and its variables), config.go (the settings of `run`, which
 // are the manual), settings.go (where they come from), file.go (the file of --config),
-// context.go (a context of the nats command into settings), wire.go
-// (settings into parts), greet.go (what the log says at the start), serve.go (--http),
-// log.go. completion.go and man.go print what the options are, for shells and for man. The
-// demo has four: what it is (demo.go), what is done in it (demo_story.go), the bridge in a
-// process of its own (demo_bridge.go), and what was sent beside what arrived
+// context.go (a context of the nats command into settings), wire.go (settings into parts),
+// realms.go (what the realms of a `run` share, and each of them), reload.go and watch.go
+// (settings that change while it runs), greet.go (what the log says at the start), serve.go
+// (--http), log.go. completion.go and man.go print what the options are, for shells and for
+// man. The demo has four: what it is (demo.go), what is done in it (demo_story.go), the
+// bridge in a process of its own (demo_bridge.go), and what was sent beside what arrived
 // (demo_count.go).
 //
 // Scripts rely on the commands, the flags, their variables and the exit codes. Everything

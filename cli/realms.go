@@ -48,11 +48,11 @@ type process struct {
 	registers *rate.Limiter
 	end       context.CancelCauseFunc // ends all realms
 
+	c     *Config                 // what was asked for at the start
 	read  func() (*Config, error) // reads the settings again
 	files func() []string         // that they stand in
 
 	mu     sync.Mutex
-	c      *Config     // what was asked for
 	realms []*followed // in the order of the settings
 
 	up atomic.Bool // each realm has come up
@@ -61,15 +61,14 @@ type process struct {
 	working context.Context // of the realms
 
 	connecting sync.Mutex
-	conn       *stream.Conn // nil: no realm has been let in yet
-	with       Config       // c, with the address of the embedded server if there is one
-	shared     *sharing     // nil with --no-lease
-	failed     error        // there will be no connection
-	undo       []func()     // in the reverse order
+	conn       atomic.Pointer[stream.Conn] // nil: no realm has been let in yet
+	with       Config                      // c, with the address of the embedded server if there is one
+	shared     *sharing                    // nil with --no-lease
+	failed     error                       // there will be no connection
+	undo       []func()                    // in the reverse order
 
 	finding sync.Mutex
-	found   *stream.Conn // that on which this instance can be found; nil: it cannot yet
-	unfind  func()       // ends what [process.beFound] began
+	unfind  func() // ends what [process.beFound] began; nil: nothing
 }
 
 // followed is a realm as it is followed with some settings.
@@ -178,7 +177,7 @@ func (p *process) run(ctx context.Context) error {
 		return p.failed
 	case err != nil:
 		return err
-	case p.conn == nil:
+	case p.conn.Load() == nil:
 		logevent.Stopped.Info(p.log).EmbedObject(bridge.Work{}).Msg("stopped before there was a connection")
 		return nil
 	}
@@ -228,8 +227,8 @@ func (p *process) follow(ctx context.Context, f *followed) error {
 func (p *process) connection() (*stream.Conn, error) {
 	p.connecting.Lock()
 	defer p.connecting.Unlock()
-	if p.conn != nil || p.failed != nil {
-		return p.conn, p.failed
+	if conn := p.conn.Load(); conn != nil || p.failed != nil {
+		return conn, p.failed
 	}
 	if err := p.connect(); err != nil {
 		if p.start.Err() == nil || !errors.Is(err, context.Cause(p.start)) {
@@ -238,15 +237,13 @@ func (p *process) connection() (*stream.Conn, error) {
 		}
 		return nil, err
 	}
-	return p.conn, nil
+	return p.conn.Load(), nil
 }
 
 // connect starts the embedded server, if there is no other, and what hangs on the
 // connection.
 func (p *process) connect() error {
-	p.mu.Lock()
 	p.with = *p.c
-	p.mu.Unlock()
 	c, log := &p.with, p.log
 	if c.NATS.URL == "" {
 		s, err := startEmbedded(c, log)
@@ -289,10 +286,8 @@ func (p *process) connect() error {
 		return err
 	}
 	p.undo = append(p.undo, unshare)
-	p.conn, p.shared = conn, shared
-	p.finding.Lock()
-	p.found = conn
-	p.finding.Unlock()
+	p.shared = shared
+	p.conn.Store(conn)
 	p.beFound()
 	hours, end := context.WithCancel(context.Background())
 	go bridge.Hourly(hours, log, p.statuses)
@@ -305,7 +300,8 @@ func (p *process) connect() error {
 func (p *process) beFound() {
 	p.finding.Lock()
 	defer p.finding.Unlock()
-	if p.found == nil {
+	conn := p.conn.Load()
+	if conn == nil {
 		return
 	}
 	if p.unfind != nil {
@@ -315,7 +311,7 @@ func (p *process) beFound() {
 	if slices.ContainsFunc(p.followers(), func(f *followed) bool { return len(f.r.State) > 0 }) {
 		found.AskState = p.askState
 	}
-	p.unfind = service.Start(p.found, found)
+	p.unfind = service.Start(conn, found)
 }
 
 // followers are the realms as they are followed now.

@@ -84,27 +84,16 @@ func (p *process) reload() {
 		return
 	}
 	p.level.Store(int32(c.LogLevel))
-	p.mu.Lock()
-	late := p.c.takeAStart(c)
-	before := p.realms
-	p.mu.Unlock()
-	if len(late) > 0 {
+	if late := p.c.takeAStart(c); len(late) > 0 {
 		logevent.ReloadPartly.Warn(p.log).Strs("options", late).
 			Msg("these settings have changed, and take a new start: until then they stay as they were")
 	}
+	before := p.followers()
 	var now []*followed
 	var realms []fleet.Realm
 	for i := range c.Realms {
 		f := p.newFollowed(&c.Realms[i])
-		was := named(before, f.name)
-		if len(before) == 1 && c.Realms[i].Name == "" {
-			was = before[0] // it is named by its site, which is another now, or not known
-			if f.wrong == nil && f.name != was.name {
-				f.wrong = fmt.Errorf("the zuliprc names another site now, %s: start again to follow it",
-					redact.URL(f.g.account.Site))
-			}
-		}
-		if f.wrong != nil && was != nil && was.wrong == nil {
+		if was := f.instead(before); f.wrong != nil && was != nil && was.wrong == nil {
 			if _, halted := p.fleet.Halted(was.name); !halted {
 				refuse(was.name, f.wrong, "the account of this realm cannot be used any more: the realm goes on as it was")
 				f = was
@@ -142,6 +131,20 @@ func (p *process) reload() {
 		Msg("the settings were read again")
 }
 
+// instead is the one of the realms before that this one is in the place of; nil if it is
+// new. One that is named by its site stays what it was: another site is wrong.
+func (f *followed) instead(before []*followed) *followed {
+	if len(before) != 1 || f.r.Name != "" {
+		return named(before, f.name)
+	}
+	was := before[0]
+	if f.wrong == nil && f.name != was.name {
+		f.wrong = fmt.Errorf("the zuliprc names another site now, %s: start again to follow it",
+			redact.URL(f.g.account.Site))
+	}
+	return was
+}
+
 // named is the realm of that name; nil if there is none.
 func named(list []*followed, name string) *followed {
 	if i := slices.IndexFunc(list, func(f *followed) bool { return f.name == name }); i >= 0 {
@@ -173,8 +176,8 @@ func (c *Config) ofProcess() []struct {
 		options string
 		value   any
 	}{
-		{"nats-url", c.NATS.URL}, {"what NATS is signed in with", signedIn}, {"nats-context", c.Context}, {"nats-js-domain", c.JSDomain},
-		{"nats-js-api-prefix", c.JSAPIPrefix}, {"nats-port", c.NATSPort}, {"state-dir", c.StateDir},
+		{"nats-url", c.NATS.URL}, {"what NATS is signed in with", signedIn}, {"nats-context", c.Context},
+		{"nats-js-domain", c.JSDomain}, {"nats-js-api-prefix", c.JSAPIPrefix}, {"nats-port", c.NATSPort}, {"state-dir", c.StateDir},
 		{"no-lease", c.NoLease}, {"lease-ttl", c.LeaseTTL}, {"http", c.HTTP}, {"pprof", c.Pprof}, {"show", c.Show},
 		{"log-format", c.LogFormat},
 	}

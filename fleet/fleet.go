@@ -186,13 +186,13 @@ func (f *Fleet) reasons() (reasons error, all bool) {
 // is to be tried again.
 func (f *Fleet) keep(ctx context.Context, m *member) {
 	for {
-		one, run, anyway := f.begin(ctx, m)
-		if run == nil {
+		one, what, more := f.begin(ctx, m)
+		if !more {
 			return
 		}
 		err := f.starts.Wait(one)
-		if err == nil || anyway && ctx.Err() != nil {
-			err = run(one)
+		if err == nil || what.Anyway && ctx.Err() != nil {
+			err = what.Run(one)
 		} else if one.Err() != nil {
 			err = nil // it was told to end before it had begun
 		}
@@ -207,8 +207,8 @@ func (f *Fleet) keep(ctx context.Context, m *member) {
 	}
 }
 
-// begin says what is to run next, and until when; nil: nothing.
-func (f *Fleet) begin(ctx context.Context, m *member) (one context.Context, run func(context.Context) error, anyway bool) {
+// begin says what is to run next, and until when; more is false if nothing is.
+func (f *Fleet) begin(ctx context.Context, m *member) (one context.Context, what Realm, more bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
@@ -221,11 +221,11 @@ func (f *Fleet) begin(ctx context.Context, m *member) (one context.Context, run 
 			delete(f.members, m.want.Name)
 			f.judge()
 		}
-		return nil, nil, false
+		return nil, Realm{}, false
 	}
 	one, cancel := context.WithCancelCause(ctx)
 	m.cancel, m.ran = cancel, true
-	return one, m.want.Run, m.want.Anyway
+	return one, m.want, true
 }
 
 // ended takes note of how a run ended, and says whether the member is halted.
@@ -255,8 +255,8 @@ func (f *Fleet) ended(ctx, one context.Context, m *member, err error) (halted bo
 	switch {
 	case halted && several:
 		logevent.RealmHalted.Error(f.log).Str("realm", name).Err(err).
-			Msg("this realm is stopped: an operator has to mend something first; the others go on. It is tried again " +
-				"when its settings or its zuliprc change, and on SIGHUP")
+			Msg("this realm is stopped: an operator has to mend something first. It is tried again when its settings or its " +
+				"zuliprc change, and on SIGHUP, as long as others go on")
 	case !halted && ctx.Err() == nil && err != nil:
 		logevent.RealmEnded.Warn(f.log).Str("realm", name).Err(err).
 			Msg("the realm was stopped for its new settings, or for good, and not all went well")

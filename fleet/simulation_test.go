@@ -15,7 +15,6 @@ import (
 
 	"zulip-nats/fleet"
 	"zulip-nats/fleet/model"
-	"zulip-nats/stream"
 )
 
 var (
@@ -322,23 +321,7 @@ func (w *world) fault(_, op, _ string) (f model.Fault) {
 	if w.faulty == 0 || w.luck.Float64() > w.faulty {
 		return f
 	}
-	switch w.luck.IntN(6) {
-	case 0:
-		f.Lost = true
-	case 1:
-		f.Deaf = true
-	case 2:
-		f.Late = time.Duration(w.luck.IntN(6000)) * time.Millisecond
-	case 3:
-		f.Stale = true
-	case 4:
-		f.Fail = stream.Unavailable
-	case 5:
-		if op == "write" || op == "delete" {
-			f.Fail = stream.Refused
-		}
-	}
-	return f
+	return model.Draw(w.luck, op)
 }
 
 func simulate(t *testing.T, seed uint64, drawn map[string]int) {

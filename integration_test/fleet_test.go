@@ -216,19 +216,26 @@ func TestFleet(t *testing.T) {
 	for _, stop := range stops {
 		stop()
 	}
+	f.whole()
+}
+
+// whole fails the test unless each event of each realm is stored once and in order, and
+// each organization has had one queue. Call it when nobody talks any more.
+func (f *fleetWorld) whole() {
+	f.t.Helper()
 	all := 0
 	for _, w := range f.realms {
 		w.settle()
-		found := w.check().clean(t)
+		found := w.check().clean(f.t)
 		all += found.events
 		if found.queues != 1 {
-			t.Errorf("realm %s had %d queues, want the first one only", w.realm, found.queues)
+			f.t.Errorf("realm %s had %d queues, want the first one only", w.realm, found.queues)
 		}
 		if queues := w.queues(); len(queues) != 1 {
-			t.Errorf("realm %s: %d queues were registered", w.realm, len(queues))
+			f.t.Errorf("realm %s: %d queues were registered", w.realm, len(queues))
 		}
 	}
-	t.Logf("%d realms, %d events: each once, in order, and one queue each", len(f.realms), all)
+	f.t.Logf("%d realms, %d events: each once, in order, and one queue each", len(f.realms), all)
 }
 
 // TestFleetOfTroubles: one realm whose key is refused, one whose Zulip is not there, one

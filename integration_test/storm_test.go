@@ -70,21 +70,12 @@ func TestFleetStorm(t *testing.T) {
 	for _, stop := range stops {
 		stop()
 	}
-	events := 0
-	for _, w := range f.realms {
-		w.settle()
-		found := w.check().clean(t)
-		events += found.events
-		if n := len(w.queues()); n != 1 {
-			t.Errorf("realm %s: %d queues were registered", w.realm, n)
-		}
-	}
+	f.whole()
 	for _, p := range []*harness.Process{a, b} {
 		for _, line := range slices.Concat(p.Lines("realm_halted"), p.Lines("realm_ended"), p.Lines(`"level":"error"`)) {
 			t.Errorf("a program says %s", line)
 		}
 	}
-	t.Logf("%d events", events)
 }
 
 // A second program comes while the first one registers queues, which takes Zulip a while. A

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -66,6 +67,27 @@ type Fault struct {
 	Late time.Duration
 	// Stale answers a read with what the key held before.
 	Stale bool
+}
+
+// Draw is a fault by chance, of any kind that a request of that op may have.
+func Draw(luck *rand.Rand, op string) (f Fault) {
+	switch luck.IntN(6) {
+	case 0:
+		f.Lost = true
+	case 1:
+		f.Deaf = true
+	case 2:
+		f.Late = time.Duration(luck.IntN(6000)) * time.Millisecond
+	case 3:
+		f.Stale = true
+	case 4:
+		f.Fail = stream.Unavailable
+	case 5:
+		if op == "write" || op == "delete" {
+			f.Fail = stream.Refused
+		}
+	}
+	return f
 }
 
 // Client is one connection to the bucket. It is a [fleet.Store].

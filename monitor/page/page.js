@@ -23,7 +23,7 @@ const called = (state) => (states[state] || [state, "bad"])[0];
 const tone = (state) => (states[state] || [state, "bad"])[1];
 
 const kinds = { "refilled": "message, read back", "rejected": "rejected, not carried", "skipped": "message already there" };
-const sides = { "nats": "NATS", "zulip": "Zulip", "lease": "Lease", "object store": "Object store" };
+const sides = { "nats": "NATS", "zulip": "Zulip", "lease": "Lease", "object store": "Object store", "operator": "Operator" };
 const causes = {
   "dropped": "Zulip dropped the queue",
   "account": "another account",
