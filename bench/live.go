@@ -50,20 +50,7 @@ func live(t *scope) {
 			t.follow(z, s.url, "busy"+strconv.Itoa(i))
 			z.waiting()
 			event := emitted(500, int64(i))
-			emitting.Go(func() {
-				tick := time.NewTicker(20 * time.Millisecond)
-				defer tick.Stop()
-				for {
-					select {
-					case <-ended:
-						return
-					case <-tick.C:
-						if busy.Load() {
-							z.EmitRaw(event)
-						}
-					}
-				}
-			})
+			emitting.Go(func() { whileBusy(20*time.Millisecond, ended, &busy, func() { z.EmitRaw(event) }) })
 		}
 		turn := func(on bool) delays {
 			busy.Store(on)
@@ -216,4 +203,20 @@ func (l *liveSide) events(n int, d *delays) {
 func emitted(size int, message int64) string {
 	number := strconv.FormatInt(message, 10)
 	return strings.TrimSuffix(string(made(size)(nil, message)), number+"}") + "%ID%}"
+}
+
+// whileBusy does something at each tick at which busy is set, until ended is closed.
+func whileBusy(every time.Duration, ended <-chan struct{}, busy *atomic.Bool, do func()) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+			if busy.Load() {
+				do()
+			}
+		}
+	}
 }

@@ -157,18 +157,7 @@ func (f *farm) emit(busy *atomic.Bool) (stop func()) {
 				return
 			case <-time.After(time.Duration(i) * time.Second / time.Duration(len(f.all))):
 			}
-			tick := time.NewTicker(time.Second)
-			defer tick.Stop()
-			for {
-				select {
-				case <-ended:
-					return
-				case <-tick.C:
-					if busy.Load() {
-						o.EmitRaw(event)
-					}
-				}
-			}
+			whileBusy(time.Second, ended, busy, func() { o.EmitRaw(event) })
 		})
 	}
 	return func() { close(ended); emitting.Wait() }
