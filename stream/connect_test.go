@@ -416,16 +416,23 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var left []string
 	ours := func() (n int) {
+		left = nil
 		all := make([]byte, 16<<20)
 		for stack := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
 			if strings.Contains(stack, "\nzulip-nats/stream.") ||
 				strings.Contains(stack, "\ngithub.com/nats-io/nats.go.") {
-				n++
+				left = append(left, stack)
 			}
 		}
-		return n
+		return len(left)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(strings.Join(left, "\n\n"))
+		}
+	})
 	use()
 	natstest.Eventually(t, "the first connection's end", func() bool { return ours() == 0 })
 	for range 20 {
