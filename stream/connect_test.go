@@ -438,5 +438,15 @@ func TestNothingIsLeft(t *testing.T) {
 	for range 20 {
 		use()
 	}
+	// Closed before any other goroutine has had its turn.
+	processors := runtime.GOMAXPROCS(1)
+	for range 20 {
+		nc, err := stream.Connect(t.Context(), stream.ConnectConfig{URL: srv.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.Close()
+	}
+	runtime.GOMAXPROCS(processors)
 	natstest.Eventually(t, fmt.Sprintf("the end of %d goroutines", ours()), func() bool { return ours() == 0 })
 }

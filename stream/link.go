@@ -62,10 +62,12 @@ func newLink() *link {
 // start begins to watch nc; that ends when nc is closed.
 func (l *link) start(nc *nats.Conn) {
 	l.nc = nc
+	// Asked for here, since who closes the connection may be faster than a goroutine.
+	changes := nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		l.watch(nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED))
+		l.watch(changes)
 	}()
 	go l.hears(ended)
 	go l.measure()
