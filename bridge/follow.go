@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"math/rand/v2"
 	"time"
 
@@ -238,12 +239,24 @@ func (b *Bridge) assume(p resumePoint) *events.Queue {
 // recordOf reads the newest record of the queue that the place names; nil if the stream
 // does not have it. What this process wrote or read before is not read again. A leader
 // that was deposed may tell of an older one: the newest messages are read besides.
+//
+// A gap may be open for a queue of which the stream has lost all ([Bridge.tailLost]). Then
+// its record is in that of the gap; and if it is not there either, the newest record of
+// another queue says where the story of this stream began.
 func (b *Bridge) recordOf(ctx context.Context, p resumePoint) (*events.Queue, error) {
 	if p.at.Queue == "" {
 		return nil, nil
 	}
 	if b.record != nil && b.record.QueueID == p.at.Queue {
 		return b.record, nil
+	}
+	gap := p.phase == phaseRegister
+	if gap {
+		if opened := decode[events.GapOpened](p.last); opened != nil && opened.QueueRecord != nil {
+			if r := new(events.Queue); json.Unmarshal(opened.QueueRecord, r) == nil {
+				return r, nil
+			}
+		}
 	}
 	subject := b.realm.Record(subjects.Queue)
 	var m *stream.Stored
@@ -267,7 +280,7 @@ func (b *Bridge) recordOf(ctx context.Context, p resumePoint) (*events.Queue, er
 		return err
 	})
 	r := decode[events.Queue](m)
-	if err != nil || r == nil || r.QueueID != p.at.Queue {
+	if err != nil || r == nil || r.QueueID != p.at.Queue && !gap {
 		return nil, err
 	}
 	if r.Begin != nil && r.Begin.Seq == 0 {

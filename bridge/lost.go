@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -56,7 +57,7 @@ func (b *Bridge) isItLost(ctx context.Context, refused *poller.RefusedError) (al
 			why, cause = gapAccount, change
 		}
 	}
-	return false, b.openGap(ctx, p, why, cause, refused, nil)
+	return false, b.openGap(ctx, p, why, events.GapOpened{Cause: cause, Zulip: refused.Error()})
 }
 
 // changeOfAccount says that the account is another one, "" if it is not. What the one may
@@ -72,13 +73,9 @@ func changeOfAccount(was, is string) string {
 // registering: it proves that nobody else moved on and that the stream takes writes, so a
 // failing bridge does not strew queues over Zulip. why is what it is counted as. nil: it
 // stands, and is what a read will find.
-func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, refused *poller.RefusedError,
-	missing *events.Range) error {
-	body := events.GapOpened{Record: events.RecordGapOpened, Cause: cause, QueueID: p.at.Queue, LastEventID: p.at.Last,
-		Noticed: time.Now().UTC(), Missing: missing}
-	if refused != nil {
-		body.Zulip = refused.Error()
-	}
+func (b *Bridge) openGap(ctx context.Context, p resumePoint, why string, body events.GapOpened) error {
+	body.Record, body.QueueID, body.LastEventID, body.Noticed = events.RecordGapOpened, p.at.Queue, p.at.Last,
+		time.Now().UTC()
 	newest := uint64(0)
 	for _, filter := range b.realm.Events() { // not the newest of all: that is our own record of this start
 		m, err := b.ourLastOn(ctx, filter)
@@ -106,7 +103,7 @@ func (b *Bridge) openGap(ctx context.Context, p resumePoint, why, cause string, 
 	b.losses++
 	b.report.now.Counters.Gaps, b.report.now.Counters.LastGap = oneMore(b.report.now.Counters.Gaps, why), time.Now()
 	b.report.show()
-	line := logevent.GapOpened.Error(b.log).Str("gap", "opened").Str("cause", cause).Str("queue", p.at.Queue).
+	line := logevent.GapOpened.Error(b.log).Str("gap", "opened").Str("cause", body.Cause).Str("queue", p.at.Queue).
 		Int64("last_event_id", p.at.Last).Int64("last_message_id", body.LastMessageID)
 	if !body.LastStored.IsZero() {
 		line.Time("since", body.LastStored)
@@ -127,9 +124,9 @@ func (b *Bridge) begin(ctx context.Context, p resumePoint) error {
 		return err
 	}
 	if info.LastSeq > 0 && b.stream.Dedicated() {
-		return b.openGap(ctx, p, gapPast,
-			fmt.Sprintf("the stream's own past is gone: it holds no message of ours, though its "+
-				"last sequence is %d", info.LastSeq), nil, nil)
+		return b.openGap(ctx, p, gapPast, events.GapOpened{
+			Cause: fmt.Sprintf("the stream's own past is gone: it holds no message of ours, though its "+
+				"last sequence is %d", info.LastSeq)})
 	}
 	r, err := b.registerPatiently(ctx, events.WhyFirst)
 	if err != nil {
@@ -138,9 +135,8 @@ func (b *Bridge) begin(ctx context.Context, p resumePoint) error {
 	r.Begin = &events.Beginning{Newest: r.Newest}
 	if b.cfg.StartFrom.set() {
 		o := b.poller.Options
-		r.Refill = &events.Refill{Own: receives(o, false), Public: receives(o, true), Narrow: o.Narrow, UpTo: r.Newest,
-			Cause: causePast,
-			Until: refillUntil(r)}
+		r.Refill = &events.Refill{Own: receives(o, false), Public: receives(o, true), Narrow: o.Narrow,
+			UpTo: r.Newest, Cause: causePast, Until: refillUntil(r)}
 		if r.Refill.Above, err = b.startFrom(ctx, r); err != nil {
 			b.discard(ctx, r.QueueID)
 			return err
@@ -268,35 +264,44 @@ func (b *Bridge) tailLost(ctx context.Context, p resumePoint) error {
 	case asRefused(err) == nil:
 		return err
 	}
-	missing := &events.Range{Above: -1, UpTo: was.Last}
-	if p.at.Queue == was.Queue {
-		missing.Above = p.at.Last
-	}
-	cause := "the stream lost its newest messages, and Zulip has dropped the queue"
-	if alive {
-		cause = "the stream lost its newest messages; the queue lives on"
-	}
 	if err := b.misfit(ctx, func() error { return FitsLayout(ctx, b.stream, b.realm) }); err != nil {
 		return err // it is another one's: an older backup, or made anew
-	}
-	if q := p.at.Queue; q != "" && q != was.Queue && !b.isLeftover(q) && !slices.Contains(b.dropped, q) {
-		// The stream names a queue that somebody made since, Zulip has refused it, and that may
-		// be wrong: one answer decides nothing. Behind the gap it is followed no more, and the
-		// gap's record does not name it.
-		b.leftovers = append(b.leftovers, leftover{queue: q, after: p.cursor.Seq})
-	}
-	if err := b.openGap(ctx, resumePoint{phase: p.phase, at: was, last: p.last}, gapTail, cause, nil, missing); err != nil {
-		return err
 	}
 	survivor, err := b.survivor(ctx, p, was)
 	if err != nil {
 		return err
 	}
-	b.record = behind(b.record, p, survivor)
+	record := behind(b.record, p, survivor)
+	if !alive && record != nil && survivor != nil && survivor.Newest.Max() > record.Newest.Max() {
+		record = nil // the stream is another one, and its story began since, with the survivor
+	}
+	opened := events.GapOpened{Cause: "the stream lost its newest messages, and Zulip has dropped the queue",
+		Missing: &events.Range{Above: -1, UpTo: was.Last}}
+	if alive {
+		opened.Cause = "the stream lost its newest messages; the queue lives on"
+	}
+	if p.at.Queue == was.Queue {
+		opened.Missing.Above = p.at.Last
+	} else if record != nil {
+		if opened.QueueRecord, err = json.Marshal(record); err != nil {
+			return err
+		}
+	}
+	if q := p.at.Queue; q != "" && q != was.Queue {
+		opened.GivenUp = q
+		opened.Cause += fmt.Sprintf("; it names %s, which Zulip refuses, and which is followed no more", describe(p.at))
+		if !b.isLeftover(q) && !slices.Contains(b.dropped, q) {
+			b.leftovers = append(b.leftovers, leftover{queue: q, after: p.cursor.Seq}) // one refusal may be wrong
+		}
+	}
+	if err := b.openGap(ctx, resumePoint{phase: p.phase, at: was, last: p.last}, gapTail, opened); err != nil {
+		return err
+	}
+	b.record = record
 	if !alive {
 		return nil
 	}
-	return b.sameQueue(ctx, was, p, cause, missing)
+	return b.sameQueue(ctx, was, p, &opened)
 }
 
 // survivor is the record of the queue that the stream says is followed, where that is
@@ -326,14 +331,12 @@ func behind(r *events.Queue, p resumePoint, survivor *events.Queue) *events.Queu
 // sameQueue records that the queue before the gap is the queue behind it: the stream had
 // lost messages, Zulip had not dropped the queue. p is the place before the gap was
 // opened.
-func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p resumePoint, cause string,
-	missing *events.Range) error {
+func (b *Bridge) sameQueue(ctx context.Context, was poller.Position, p resumePoint, opened *events.GapOpened) error {
 	if b.record == nil || b.record.QueueID != was.Queue {
 		return nil // only its record could tell how to follow it: a new queue then
 	}
 	r := *b.record
 	r.Why, r.Previous, r.Time = events.WhyLost, was.Queue, time.Now().UTC()
-	opened := &events.GapOpened{Cause: cause, Missing: missing}
 	if p.last != nil {
 		opened.LastStored = p.last.Time
 	}

@@ -284,7 +284,7 @@ func (b *Bridge) retire(ctx context.Context) error {
 		return failed(fmt.Errorf("it belongs to the account %s, and the zuliprc is that of %s", r.Account, account))
 	}
 	if p.phase != phaseRegister {
-		if err := b.openGap(ctx, p, gapRetired, "retired by the operator", nil, nil); err != nil {
+		if err := b.openGap(ctx, p, gapRetired, events.GapOpened{Cause: "retired by the operator"}); err != nil {
 			return failed(err)
 		}
 	}

@@ -209,6 +209,70 @@ func TestQueueMadeSinceIsRefusedOnce(t *testing.T) {
 	})
 }
 
+// The stream is deleted under an instance, another one makes it anew and a queue besides,
+// and Zulip loses both queues. The first one, who knows what the stream had, opens a gap
+// that names both; whoever closes it reads back what was in the newer one.
+func TestTwoQueuesAreLostAtOnce(t *testing.T) {
+	for _, goesOn := range []string{"who knew more", "who made the newer queue"} {
+		t.Run(goesOn, func(t *testing.T) {
+			story(t, func(w *world, one *instance) {
+				w.truncated = true
+				one.follows(10)
+				one.gate.close()
+				w.jet.Delete()
+				w.account.Update(func(a *zulipsim.Account) { a.NoSubscriptions = true })
+				w.options.AllPublicStreams = true // so the first one's queue does not get what is said now
+				two := w.instance()
+				two.start()
+				time.Sleep(time.Minute)
+				queues := w.zulip.Queues()
+				two.gate.close()
+				w.lastIDs = nil // those before went with the stream
+				w.say(3)
+				w.expire()
+				if goesOn == "who knew more" {
+					two.kill()
+					one.gate.open()
+				} else {
+					w.writesEnd(1)
+					one.gate.open()
+					time.Sleep(5 * time.Second)
+					one.kill()
+					w.jet.SetFaults(nil)
+					two.gate.open()
+				}
+				time.Sleep(3 * time.Minute)
+				g := told[events.GapOpened](w, "gap", "gap-opened")
+				if len(queues) != 2 || len(g) != 1 || g[0].QueueID != queues[0].ID || g[0].GivenUp != queues[1].ID {
+					t.Errorf("gaps: %+v; queues: %s; want one gap that names both", g, w.queuesSay())
+				}
+				w.checkMessagesStand()
+			})
+		})
+	}
+}
+
+// The stream is deleted and Zulip drops the queue. The gap has the record of that queue,
+// so that another instance can close it.
+func TestGapBringsTheRecord(t *testing.T) {
+	story(t, func(w *world, one *instance) {
+		w.truncated = true
+		one.follows(10)
+		one.gate.close()
+		w.jet.Delete()
+		w.say(3)
+		w.expire()
+		w.writesEnd(1)
+		one.gate.open()
+		time.Sleep(time.Minute)
+		one.kill()
+		w.jet.SetFaults(nil)
+		w.instance().start()
+		time.Sleep(3 * time.Minute)
+		w.checkMessagesStand()
+	})
+}
+
 // Others publish where our records are: they are found below.
 func TestRecordsBelowOthers(t *testing.T) {
 	story(t, func(w *world, one *instance) {

@@ -420,9 +420,8 @@ func TestSameQueueNeedsItsRecord(t *testing.T) {
 	for _, r := range []*events.Queue{nil, {QueueID: "p"}} {
 		b := New(Config{})
 		b.record = r
-		if err := b.sameQueue(t.Context(), poller.Position{Queue: "q", Last: 5}, resumePoint{}, "lost",
-			nil); err != nil ||
-			b.record != r {
+		err := b.sameQueue(t.Context(), poller.Position{Queue: "q", Last: 5}, resumePoint{}, &events.GapOpened{})
+		if err != nil || b.record != r {
 			t.Errorf("with the record %+v: %+v, %v; want nothing done", r, b.record, err)
 		}
 	}

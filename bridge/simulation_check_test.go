@@ -319,6 +319,7 @@ type queueSaid struct {
 
 type gapSaid struct {
 	Cause       string `json:"cause"`
+	GivenUp     string `json:"given_up_queue_id"`
 	NotRefilled *struct {
 		Reason    string  `json:"reason"`
 		Above     int64   `json:"above_message_id"`
@@ -425,6 +426,9 @@ func (w *world) check() {
 			}
 		case "gap-opened":
 			c.gaps[m.queue] = append(c.gaps[m.queue], m)
+			if q := said[gapSaid](w, m).GivenUp; q != "" {
+				c.gaps[q] = append(c.gaps[q], m)
+			}
 		}
 	}
 	c.counted(counters)

@@ -199,6 +199,12 @@ type GapOpened struct {
 	// Missing are the event ids that the stream had lost from its own end, where that is
 	// the cause.
 	Missing *Range `json:"missing_event_ids,omitempty"`
+	// GivenUp is the queue that the stream named when it had lost its own end, if that is
+	// another one: Zulip refuses it too, and it is followed no more.
+	GivenUp string `json:"given_up_queue_id,omitempty"`
+	// QueueRecord is the record of the queue that was lost, a [Queue], where the stream
+	// does not hold it any more.
+	QueueRecord json.RawMessage `json:"queue_record,omitempty"`
 }
 
 // GapClosed is the body of the record that closes a gap.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +43,9 @@ func fill(v reflect.Value, full bool) {
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
-			fill(v.Field(i), full)
+			if full || !strings.Contains(v.Type().Field(i).Tag.Get("json"), ",omit") {
+				fill(v.Field(i), full)
+			}
 		}
 	case reflect.Pointer:
 		if full {
