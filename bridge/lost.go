@@ -136,7 +136,7 @@ func (b *Bridge) begin(ctx context.Context, p resumePoint) error {
 	if b.cfg.StartFrom.set() {
 		o := b.poller.Options
 		r.Refill = &events.Refill{Own: receives(o, false), Public: receives(o, true), Narrow: o.Narrow,
-			UpTo: r.Newest, Cause: causePast, Until: refillUntil(r)}
+			NoDirect: o.NoDirectMessages, UpTo: r.Newest, Cause: causePast, Until: refillUntil(r)}
 		if r.Refill.Above, err = b.startFrom(ctx, r); err != nil {
 			b.discard(ctx, r.QueueID)
 			return err

@@ -871,6 +871,24 @@ func TestStartInThePast(t *testing.T) {
 			w.checkMessagesOnce()
 		})
 	})
+	t.Run("direct messages that are wanted since", func(t *testing.T) {
+		story(t, func(w *world, one *instance) {
+			begin(w, bridge.StartFrom{MessageID: 1})
+			w.zulip.SendMessage(zulipsim.Message{To: []string{simAccount}, Content: "to you"})
+			w.options.NoDirectMessages = true
+			w.writesEnd(1)
+			one.start()
+			time.Sleep(10 * time.Second)
+			one.kill()
+			w.options.NoDirectMessages = false
+			w.jet.SetFaults(nil)
+			one.start()
+			time.Sleep(time.Minute)
+			if ids := w.backfilled(); len(ids) != 10 {
+				t.Errorf("refilled: %v; want 10, and none to the account", ids)
+			}
+		})
+	})
 	t.Run("history refuses to say where", func(t *testing.T) {
 		story(t, func(w *world, one *instance) {
 			begin(w, bridge.StartFrom{Time: time.Now()})
