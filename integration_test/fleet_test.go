@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -92,7 +93,8 @@ func (f *fleetWorld) configure() {
 		text += fmt.Sprintf("\n[realm %q]\nemail = %s\nkey = %s\nsite = %s\n", w.realm, botEmail, f.keys[i], w.site) +
 			f.more[i]
 	}
-	harness.WriteFile(f.t, f.config, text)
+	harness.WriteFile(f.t, f.config+".new", text)
+	harness.Must(f.t, os.Rename(f.config+".new", f.config)) // a SIGHUP may come at any moment, and half a file is one, too
 }
 
 // run starts a program on the file.
