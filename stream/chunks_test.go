@@ -61,6 +61,9 @@ func TestChunks(t *testing.T) {
 	test := func(t *testing.T, s *stream.Stream, known bool) {
 		for _, sizes := range manySizes {
 			for _, open := range []bool{false, true} {
+				if !open && sum(sizes) > 1000 {
+					continue
+				}
 				before := len(contents(t, s))
 				cursor := last(t, s)
 				if known {

@@ -660,9 +660,7 @@ func TestMadeAnewByType(t *testing.T) {
 	if err := b.js.DeleteStream(t.Context(), config.Name); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.js.CreateStream(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
+	natstest.CreateStream(t, b.js, config) // the folder of the old one may be in the way for a while
 	b.event("message", said(2, "ops", "x", "Ada", "new"))
 	natstest.Eventually(t, "the new stream", func() bool { return strings.Contains(out.String(), "new") })
 	stop()
