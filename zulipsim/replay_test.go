@@ -453,7 +453,8 @@ func (r *replay) request(x *exchange) *http.Request {
 		req.Header.Set("Accept-Encoding", "gzip")
 	}
 	if a := r.keys[x.Who]; a != nil {
-		email, key := a.Email, a.Key
+		var email, key string
+		a.Update(func(a *Account) { email, key = a.Email, a.Key }) // another request's effect may change it
 		switch n := x.Note; {
 		case strings.HasPrefix(n, "wrong key"), strings.HasPrefix(n, "translated"), n == "next poll, old key":
 			key = "FakeKey0099xxxxxxxxxxxxxxxxxxxxx"
