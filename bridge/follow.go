@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"math/rand/v2"
 	"time"
 
@@ -251,11 +250,9 @@ func (b *Bridge) recordOf(ctx context.Context, p resumePoint) (*events.Queue, er
 		return b.record, nil
 	}
 	gap := p.phase == phaseRegister
-	if gap {
-		if opened := decode[events.GapOpened](p.last); opened != nil && opened.QueueRecord != nil {
-			if r := new(events.Queue); json.Unmarshal(opened.QueueRecord, r) == nil {
-				return r, nil
-			}
+	if opened := decode[events.GapOpened](p.last); gap && opened != nil {
+		if r := decode[events.Queue](&stream.Stored{Data: opened.QueueRecord}); r != nil {
+			return r, nil
 		}
 	}
 	subject := b.realm.Record(subjects.Queue)

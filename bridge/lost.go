@@ -289,7 +289,7 @@ func (b *Bridge) tailLost(ctx context.Context, p resumePoint) error {
 	}
 	if q := p.at.Queue; q != "" && q != was.Queue {
 		opened.GivenUp = q
-		opened.Cause += fmt.Sprintf("; it names %s, which Zulip refuses, and which is followed no more", describe(p.at))
+		opened.Cause += fmt.Sprintf("; the stream names %s, which Zulip refuses, and which is followed no more", describe(p.at))
 		if !b.isLeftover(q) && !slices.Contains(b.dropped, q) {
 			b.leftovers = append(b.leftovers, leftover{queue: q, after: p.cursor.Seq}) // one refusal may be wrong
 		}
