@@ -41,7 +41,9 @@ func TestShellFish(t *testing.T) {
 }
 
 // zsh has no way to ask for completions from outside: its own list of matches is printed
-// by a Tab in a pseudo-terminal.
+// by a Tab in a pseudo-terminal. What is typed is written when the line editor says that it
+// reads (before that, the terminal is changed over), and the shell there lives until all of
+// its answer is read.
 func TestShellZsh(t *testing.T) {
 	s := begin(t)
 	dir := filepath.Dir(s.script("zsh", "_zulip-nats"))
@@ -54,13 +56,14 @@ compadd () {
   local -a __hits; builtin compadd -A __hits -O __hits \"\$@\"; print -r -l -- '<hit>'\${^__hits}
   builtin compadd \"\$@\"
 }
-list () { print '<begin>'; zle complete-word; print '<end>'; exit }
+list () { zle complete-word; print '<end>' }
 zle -N list; zle -C complete-word complete-word _main_complete; bindkey '^I' list
-print '<rea''dy>'"
-zpty -r z out '*<ready>*'
-zpty -n -w z "$2"$'\t'
-zpty -r z out '*<end>*'
-print -r -- "$out"`, "zsh", dir, "zulip-nats "+strings.Join(words, " "))
+zle-line-init () { print '<rea''dy>' }; zle -N zle-line-init"
+zpty -r z out '*<ready>*' && zpty -n -w z "$2"$'\t' && zpty -r z out '*<end>*'
+answered=$?
+print -r -- "$out"
+zpty -d z
+exit $answered`, "zsh", dir, "zulip-nats "+strings.Join(words, " "))
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("zsh, %q: %v\n%s", words, err, out)
@@ -70,6 +73,9 @@ print -r -- "$out"`, "zsh", dir, "zulip-nats "+strings.Join(words, " "))
 			if _, hit, ok := strings.Cut(line, "<hit>"); ok {
 				all = append(all, strings.TrimSuffix(strings.TrimSpace(hit), "="))
 			}
+		}
+		if len(all) == 0 {
+			t.Errorf("zsh, %q: nothing is offered: %q", words, out)
 		}
 		slices.Sort(all)
 		return slices.Compact(all)
