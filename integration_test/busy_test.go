@@ -1,14 +1,11 @@
 package integration_test
 
 import (
-	"flag"
 	"net/http"
-	"slices"
 	"testing"
 	"time"
 
 	"zulip-nats/integration_test/harness"
-	"zulip-nats/stream/natstest"
 	"zulip-nats/zulipsim"
 )
 
@@ -86,53 +83,4 @@ func (w *world) busy(since int) (answers []zulipsim.Request) {
 		}
 	}
 	return answers
-}
-
-var slow = flag.Duration("slow", 1300*time.Millisecond, "how long each way to NATS takes in TestSlowNATS")
-
-// TestSlowNATS makes each way to NATS so long that an answer takes more than the two
-// seconds which a request has at first, from the start or from the middle on: events are
-// stored all the same, only later.
-func TestSlowNATS(t *testing.T) {
-	t.Parallel()
-	for _, from := range []string{"from the start", "later"} {
-		t.Run(from, func(t *testing.T) {
-			t.Parallel()
-			url := natsServer(t)
-			proxy := natstest.NewProxy(t, url)
-			w := newWorld(t, url)
-			w.nats = proxy.URL
-			slowDown := func() { proxy.Delay(*slow) }
-			if from == "from the start" {
-				slowDown()
-			}
-			p := w.run()
-			began := time.Now()
-			if from == "later" {
-				w.registered()
-				w.mark(5)
-				w.settle()
-				slowDown()
-			} else {
-				harness.Eventually(t, "a queue to be made", func() bool { return len(w.queues()) > 0 })
-			}
-			w.mark(5)
-			// A minute is usual, since the lease is lost on such a way now and then, and more so on
-			// a slow machine.
-			if !harness.Within(4*harness.Patience, func() bool {
-				return slices.ContainsFunc(w.queues(), func(q zulipsim.QueueInfo) bool {
-					return q.Dead == "" && q.Waiting && q.Pending == 0
-				})
-			}) {
-				t.Fatalf("not stored after %v", time.Since(began))
-			}
-			t.Logf("stored after %v", time.Since(began).Round(time.Second))
-			proxy.Delay(0)
-			w.healed()
-			if !p.Alive() {
-				t.Error("the program has ended")
-			}
-			w.oneQueue(w.whole(0), 0)
-		})
-	}
 }

@@ -12,7 +12,6 @@
 //	go test ./integration_test                                       all tests
 //	go test ./integration_test -run TestKill -kills 1000 -v          more kills, and their figures
 //	go test ./integration_test -run TestKill -seed 4711              the same kills again
-//	go test ./integration_test -run TestSlowNATS -slow 3s -v         NATS even further away
 //
 // How fast it is, and how large it becomes, is measured by bench, not here.
 //

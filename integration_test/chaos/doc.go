@@ -6,6 +6,7 @@
 //	go test ./integration_test/chaos -run TestChaos -v -kills 1000    by hand: more kills, and the table
 //	go test ./integration_test/chaos -run TestHangs -v -hangs 100     by hand: more hangs of NATS, and the table
 //	go test ./integration_test/chaos -run TestChaos -v -seed 7        the plan of an earlier run again
+//	go test ./integration_test/chaos -run VerySlow -v -slow 3s        NATS even further away
 //	go test ./integration_test/chaos -run TestNATS -v -logs logs      with every log kept in a folder
 //
 // chaos_test.go kills at random while events come, lets everything heal, and compares the

@@ -2,10 +2,12 @@ package chaos_test
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -303,6 +305,52 @@ func TestNATSSlow(t *testing.T) {
 	proxy.Delay(0)
 	w.settle()
 	t.Log(w.check(time.Time{}).clean(t).oneQueue(w, 0).everyMessage(w))
+}
+
+var slow = flag.Duration("slow", 1300*time.Millisecond, "how long each way to NATS takes in TestNATSVerySlow")
+
+// TestNATSVerySlow makes each way to NATS so long that an answer takes more than the two
+// seconds which a request has at first, from the start or from the middle on: events are
+// stored all the same, only later.
+func TestNATSVerySlow(t *testing.T) {
+	t.Parallel()
+	for _, from := range []string{"from the start", "later"} {
+		t.Run(from, func(t *testing.T) {
+			t.Parallel()
+			server := natstest.Start(t)
+			proxy := natstest.NewProxy(t, server.URL)
+			w := newWorld(t, "acme", proxy.URL, server.URL)
+			rng := harness.Rand(t)
+			if from == "from the start" {
+				proxy.Delay(*slow)
+			}
+			p := w.follow()
+			began := time.Now()
+			if from == "later" {
+				w.polled()
+				w.talk(rng, 5)
+				w.settle()
+				proxy.Delay(*slow)
+			} else {
+				harness.Eventually(t, "a queue to be made", func() bool { return len(w.queues()) > 0 })
+			}
+			w.talk(rng, 5)
+			// A minute is usual, since the lease is lost on such a way now and then, and more so on
+			// a slow machine.
+			if !harness.Within(4*harness.Patience, func() bool {
+				return slices.ContainsFunc(w.queues(), func(q zulipsim.QueueInfo) bool { return q.Dead == "" && settled(q) })
+			}) {
+				t.Fatalf("not stored after %v", time.Since(began))
+			}
+			t.Logf("stored after %v", time.Since(began).Round(time.Second))
+			proxy.Delay(0)
+			w.settle()
+			if !p.Alive() {
+				t.Error("the program has ended")
+			}
+			t.Log(w.check(time.Time{}).clean(t).oneQueue(w, 0).everyMessage(w))
+		})
+	}
 }
 
 // TestNATSPermissions takes rights away from the program's user while it works, one after

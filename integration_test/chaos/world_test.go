@@ -118,11 +118,10 @@ func (w *world) polled() zulipsim.QueueInfo {
 // acknowledged then, and has to be stored.
 func (w *world) settle() {
 	w.t.Helper()
-	harness.EventuallyQueue(w.t, "an empty queue of "+w.realm+" with a poll that waits", w.queues,
-		func(q zulipsim.QueueInfo) bool {
-			return q.Waiting && q.Pending == 0
-		})
+	harness.EventuallyQueue(w.t, "an empty queue of "+w.realm+" with a poll that waits", w.queues, settled)
 }
+
+func settled(q zulipsim.QueueInfo) bool { return q.Waiting && q.Pending == 0 }
 
 // talk lets n things happen at Zulip: messages, and what people do with them.
 func (w *world) talk(rng *rand.Rand, n int) {
