@@ -45,9 +45,11 @@
 // realm in their configuration.
 //
 // What is held stays where it is, and is evened out by asking: who holds at least two
-// realms less than another writes into its own key which one of them it would like. The
-// holder finishes what it has in hand ([Lease.Asked]) and names the other in the claim when
-// it releases it, so that nobody else gets in between. One realm at a time is asked for, and
-// one at a time is handed over. Each hand-over makes the two less unlike, so it comes to
-// rest, with the least number of hand-overs that there can be.
+// realms less than another writes into its own key which one of them it would like. It asks
+// who holds most, and somebody else only if it wants nothing of that one for a while: realms
+// are started one after the other. The holder finishes what it has in hand ([Lease.Asked])
+// and names the other in the claim when it releases it, so that nobody else gets in between.
+// One realm at a time is asked for, and one at a time is handed over. Each hand-over makes
+// the two less unlike, so it comes to rest, with the least number of hand-overs that there
+// can be.
 package fleet

@@ -139,6 +139,7 @@ type Instance struct {
 	leaving  bool
 	replicas int                  // of a bucket that is made
 	wants    map[string]*want     // by realm: who waits for it
+	wantedAt time.Time            // when the last one was entered
 	leases   map[string]*Lease    // by realm: what the session holds
 	past     map[string]bool      // ids of sessions of ours that are over
 	session  *session             // nil: none now
@@ -241,7 +242,7 @@ func (i *Instance) want(realm string, w *want, replicas int) error {
 	case i.wants[realm] != nil, i.leases[realm] != nil:
 		return fmt.Errorf("realm %s is acquired twice in one process: give each realm to one bridge", realm)
 	}
-	i.wants[realm] = w
+	i.wants[realm], i.wantedAt = w, time.Now()
 	i.replicas = max(i.replicas, replicas)
 	if !i.running {
 		i.running = true

@@ -221,6 +221,7 @@ type desk struct {
 	got    int // leases
 	asked  int // leases that were released since somebody asked
 	lost   int
+	ctx    context.Context // until stop
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 }
@@ -240,16 +241,20 @@ func (d *desks) open(cfg fleet.Config, realms ...string) *desk {
 
 func (d *desks) openOn(i *fleet.Instance, realms ...string) *desk {
 	k := &desk{all: d, leases: map[string]*fleet.Lease{}, Instance: i}
-	ctx, cancel := context.WithCancel(d.t.Context())
-	k.stop = cancel
+	k.ctx, k.stop = context.WithCancel(d.t.Context())
 	d.mu.Lock()
 	d.all = append(d.all, k)
 	d.mu.Unlock()
-	for _, realm := range realms {
-		k.work.Go(func() { k.serve(ctx, realm) })
-	}
-	d.t.Cleanup(func() { cancel(); k.work.Wait() })
+	k.wants(realms...)
+	d.t.Cleanup(func() { k.stop(); k.work.Wait() })
 	return k
+}
+
+// wants takes these realms when they are to be had, and again whenever they are away.
+func (k *desk) wants(realms ...string) {
+	for _, realm := range realms {
+		k.work.Go(func() { k.serve(k.ctx, realm) })
+	}
 }
 
 func (k *desk) serve(ctx context.Context, realm string) {

@@ -100,3 +100,52 @@ func TestShares(t *testing.T) {
 		})
 	}
 }
+
+// Realms are started one after the other, so an instance that joins may want those first
+// of which another one holds no more than its share. It asks for none of them while others
+// hold more, or that one would ask them in turn.
+func TestShareOfWhoHoldsMost(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t)
+	all := &desks{t: t}
+	names := realms(5)
+	const ttl = time.Minute // a tenth of it is waited for what else is wanted
+	one := all.open(config(t, srv.URL, "one", ttl), names...)
+	all.settles(5)
+	two := all.open(config(t, srv.URL, "two", ttl), names...)
+	all.settles(2, 3)
+	fewer := one
+	if two.held() == 2 {
+		fewer = two
+	}
+	var first, then []string
+	for _, name := range names {
+		fewer.mu.Lock()
+		if fewer.leases[name] != nil {
+			first = append(first, name)
+		} else {
+			then = append(then, name)
+		}
+		fewer.mu.Unlock()
+	}
+	three := all.open(config(t, srv.URL, "three", ttl), first...)
+	all.counts(3)
+	three.wants(then...)
+	all.settles(1, 2, 2)
+	if _, asked, lost := all.counted(); asked != 3 || lost != 0 {
+		t.Errorf("%d hand-overs and %d leases lost, want 3 and none", asked, lost)
+	}
+}
+
+// What nobody else has to give is asked of who has it, be it no more than a share.
+func TestShareOfWhatIsWanted(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t)
+	all := &desks{t: t}
+	const ttl = 4 * time.Second
+	all.open(config(t, srv.URL, "one", ttl), "a", "b", "c", "d", "e")
+	all.open(config(t, srv.URL, "two", ttl), "x", "y")
+	all.settles(5, 2)
+	all.open(config(t, srv.URL, "three", ttl), "x", "y")
+	all.settles(5, 1, 1)
+}

@@ -436,6 +436,14 @@ func (s *session) ask(now time.Time, t tally, later func(time.Time)) {
 			best, most = realm, n
 		}
 	}
+	if best != s.asks && most < s.most(t) {
+		// Others hold more, of what is not wanted here, or not yet: realms are started one
+		// after the other. Who is asked in their place would ask them in turn.
+		if due := s.wantedAt.Add(s.cfg.TTL / looks); now.Before(due) {
+			later(due)
+			best = ""
+		}
+	}
 	if best == s.asks && best == "" {
 		return
 	}
@@ -443,6 +451,16 @@ func (s *session) ask(now time.Time, t tally, later func(time.Time)) {
 		s.renewNow()
 	}
 	s.asks, s.askedAt = best, now
+}
+
+// most is how much one of the others holds at most, who could be asked.
+func (s *session) most(t tally) (n int) {
+	for id, c := range s.view.cards {
+		if id != s.id && !c.Leaving && s.alive(id) {
+			n = max(n, t.holds[id])
+		}
+	}
+	return n
 }
 
 // handOver lets one who asks have what he asks for, if he holds two less than we do, or
