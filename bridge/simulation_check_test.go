@@ -171,11 +171,10 @@ func (c *whole) private() {
 	}
 }
 
-// placed: each event is on the subject that its layout has for it. What Zulip told of
-// messages is read off its queues with encoding/json; a reaction may be where its message
-// is, where it was, or nowhere.
-func (c *whole) placed() {
-	channels := map[int64]map[int64]bool{} // where messages were, ever
+// channelsEver are those in which each message was, ever. What Zulip told of messages is
+// read off its queues with encoding/json.
+func (c *whole) channelsEver() map[int64]map[int64]bool {
+	channels := map[int64]map[int64]bool{}
 	was := func(id, channel int64) {
 		if channels[id] == nil {
 			channels[id] = map[int64]bool{}
@@ -205,6 +204,16 @@ func (c *whole) placed() {
 		if e := eventSaid(c.all[n].Data); e.Type == "message" {
 			was(e.Message.ID, e.Message.Channel)
 		}
+	}
+	return channels
+}
+
+// placed: each event is on the subject that its layout has for it. A reaction may be where
+// its message is, where it was, or nowhere.
+func (c *whole) placed() {
+	var channels map[int64]map[int64]bool
+	if c.realm.Layout() != subjects.ByType {
+		channels = c.channelsEver()
 	}
 	for n := range c.all {
 		m := &c.all[n]

@@ -90,10 +90,11 @@ type Settings struct {
 	MaxPerSubject int
 }
 
-// entry is a message that is held; n is its place in ever.
+// entry is a message that is held.
 type entry struct {
 	stream.Stored
-	n int
+	size int
+	n    int // its place in ever
 }
 
 type snapshot struct {
@@ -362,7 +363,7 @@ func (c *Client) Info(ctx context.Context) (info stream.Info, err error) {
 			info.Replicas = 1
 		}
 		for i := range v.msgs {
-			info.Bytes += uint64(size(&v.msgs[i].Stored))
+			info.Bytes += uint64(v.msgs[i].size)
 		}
 		if len(v.msgs) > 0 {
 			info.FirstSeq, info.FirstTime = v.msgs[0].Seq, v.msgs[0].Time
@@ -537,7 +538,8 @@ func (s *Stream) put(m stream.Message) uint64 {
 	for _, kv := range m.Headers {
 		h[kv.Key] = append(h[kv.Key], kv.Value)
 	}
-	e := entry{stream.Stored{Seq: s.lastSeq, Subject: m.Subject, Header: h, Data: m.Data, Time: s.now()}, len(s.ever)}
+	e := entry{Stored: stream.Stored{Seq: s.lastSeq, Subject: m.Subject, Header: h, Data: m.Data, Time: s.now()}, n: len(s.ever)}
+	e.size = size(&e.Stored)
 	s.ever, s.at = append(s.ever, e.Stored), append(s.at, time.Now())
 	if s.Interest {
 		return s.lastSeq
@@ -566,7 +568,7 @@ func (s *Stream) discard() {
 	if s.MaxBytes > 0 {
 		total, n := 0, len(s.msgs)
 		for ; n > 0; n-- {
-			if total += size(&s.msgs[n-1].Stored); total > s.MaxBytes {
+			if total += s.msgs[n-1].size; total > s.MaxBytes {
 				break
 			}
 		}
