@@ -103,6 +103,7 @@ func (p *process) reload() {
 	}
 	changes := p.fleet.Set(realms)
 	begun := slices.Concat(changes.Added, changes.Changed, changes.Retried)
+	var keys []string // realms that go on, with another one
 	for i, f := range now {
 		was := named(before, f.name)
 		if f == was {
@@ -115,9 +116,11 @@ func (p *process) reload() {
 			continue
 		}
 		now[i] = was // which runs on
-		if was.wrong == nil {
+		if was.wrong == nil && f.wrong == nil {
 			was.source.Store(&f.r.Account)
-			was.g.poller.Client.Refresh()
+			if was.g.poller.Client.Refresh(f.g.account) {
+				keys = append(keys, f.name)
+			}
 		}
 	}
 	p.mu.Lock()
@@ -128,7 +131,7 @@ func (p *process) reload() {
 	}
 	logevent.Reloaded.Info(p.log).Strs("added", changes.Added).Strs("removed", changes.Removed).
 		Strs("changed", changes.Changed).Strs("retried", changes.Retried).Int("unchanged", len(now)-len(begun)).
-		Msg("the settings were read again")
+		Strs("new_keys", keys).Msg("the settings were read again")
 }
 
 // instead is the one of the realms before that this one is in the place of; nil if it is

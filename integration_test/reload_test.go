@@ -122,7 +122,7 @@ func TestReloadKeepsTheNewestKey(t *testing.T) {
 	f.keys[0] = w.bot.RegenerateKey()
 	harness.KeepSecret(f.keys[0])
 	f.configure()
-	p.Expect(`"event":"reloaded"`)
+	p.Expect(`"event":"reloaded"`, `"new_keys":["r0"]`, `"unchanged":2`)
 	w.mark(1)
 	w.settle()
 

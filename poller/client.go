@@ -85,10 +85,14 @@ func (c *Client) reload() (changed bool, err error) {
 	return a.Email != was.Email || a.Key != was.Key, nil
 }
 
-// Refresh says that e-mail and key may have changed: the account is read again before the
-// next request. One that cannot be read, or is of another site, changes nothing then. Any
-// goroutine may call it.
-func (c *Client) Refresh() { c.stale.Store(true) }
+// Refresh says that e-mail and key may have changed, and whether those of now are others
+// than requests are signed with: the account is read again before the next one. One that
+// cannot be read, or is of another site, changes nothing then. Any goroutine may call it.
+func (c *Client) Refresh(now Account) (changed bool) {
+	c.stale.Store(true)
+	was := c.account.Load()
+	return was != nil && (was.Email != now.Email || was.Key != now.Key)
+}
 
 // start sees to it that there are an account and a transport.
 func (c *Client) start() error {
