@@ -53,6 +53,10 @@ type place struct {
 // errAgain is a consumer that has to be made anew.
 var errAgain = errors.New("the consumer is gone")
 
+// errGoing is what the server says of a stream while it deletes it (nats-server,
+// JSStreamInvalidErr). A moment later there is none, or a new one.
+var errGoing = &jetstream.APIError{ErrorCode: 10096}
+
 // isAnew says whether the stream is not the one that it was: deleted, and made anew. It
 // remembers which one it is now.
 func (s *source) isAnew(ctx context.Context) (bool, error) {
@@ -73,7 +77,7 @@ func (s *source) isAnew(ctx context.Context) (bool, error) {
 // no error. Of a stream that is deleted and made anew meanwhile nothing is left, and
 // without an end the new one is read from its start.
 func (s *source) read(ctx context.Context, from place, until uint64, each func(*events.Event) error) error {
-	before, tried := uint64(0), false // the sequence of the message before; whether a consumer was made
+	before, tried := uint64(0), false // the sequence of the message before; whether a consumer was made, or nearly
 	for quiet := quietTime; ; {
 		consumer, err := s.make(ctx, from)
 		if err == nil && tried { // asked behind the making: the consumer is of the stream that is compared
@@ -97,10 +101,9 @@ func (s *source) read(ctx context.Context, from place, until uint64, each func(*
 			return nil
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			return fmt.Errorf("stream %s is not there: %w", s.stream, err)
-		case err != nil && !tried:
+		case err != nil && !tried && !errors.Is(err, errGoing):
 			return err
 		case err == nil:
-			tried = true
 			begun := from
 			err = s.drain(ctx, consumer, &from, &before, until, quiet, each)
 			s.drop(ctx, consumer)
@@ -113,6 +116,7 @@ func (s *source) read(ctx context.Context, from place, until uint64, each func(*
 				return err
 			}
 		}
+		tried = true
 		select {
 		case <-ctx.Done():
 			return nil

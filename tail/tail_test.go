@@ -2,6 +2,7 @@ package tail
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -919,6 +921,31 @@ func TestGone(t *testing.T) {
 		}
 	case <-time.After(2 * time.Minute):
 		t.Fatal("it does not end")
+	}
+}
+
+// going deletes the stream when a consumer is first made, and says then what the server
+// says to who asks in that moment.
+type going struct {
+	jetstream.JetStream
+	once sync.Once
+}
+
+func (g *going) CreateConsumer(ctx context.Context, stream string, c jetstream.ConsumerConfig) (consumer jetstream.Consumer, err error) {
+	g.once.Do(func() { err = cmp.Or(g.DeleteStream(ctx, stream), error(errGoing)) })
+	if err != nil {
+		return nil, err
+	}
+	return g.JetStream.CreateConsumer(ctx, stream, c)
+}
+
+// So does one that goes away when reading begins.
+func TestGoneAtTheBeginning(t *testing.T) {
+	t.Parallel()
+	b := newBus(t, natstest.Start(t).JetStream())
+	err := Run(t.Context(), Options{JetStream: &going{JetStream: b.js}, Stream: "ZULIP_acme", Realm: "acme", Show: Raw{&bytes.Buffer{}}})
+	if err == nil || !strings.Contains(err.Error(), "ZULIP_acme is not there") {
+		t.Error(err)
 	}
 }
 
