@@ -45,6 +45,7 @@ func bridgesOf(t *testing.T, parent int) (pids []int) {
 			pids = append(pids, pid)
 		}
 	}
+	slices.Sort(pids) // the folder has 1000 before 999
 	return pids
 }
 
