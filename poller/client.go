@@ -82,8 +82,11 @@ func (c *Client) reload() (changed bool, err error) {
 			a.shown(), was.shown())
 	}
 	c.account.Store(&a)
-	return a.Email != was.Email || a.Key != was.Key, nil
+	return !a.signsAs(was), nil
 }
+
+// signsAs says whether requests of both have the same e-mail and key.
+func (a *Account) signsAs(b *Account) bool { return a.Email == b.Email && a.Key == b.Key }
 
 // Refresh says that e-mail and key may have changed, and whether those of now are others
 // than requests are signed with: the account is read again before the next one. One that
@@ -91,7 +94,7 @@ func (c *Client) reload() (changed bool, err error) {
 func (c *Client) Refresh(now Account) (changed bool) {
 	c.stale.Store(true)
 	was := c.account.Load()
-	return was != nil && (was.Email != now.Email || was.Key != now.Key)
+	return was != nil && !now.signsAs(was)
 }
 
 // start sees to it that there are an account and a transport.

@@ -61,7 +61,7 @@ func TestChunks(t *testing.T) {
 	test := func(t *testing.T, s *stream.Stream, known bool) {
 		for _, sizes := range manySizes {
 			for _, open := range []bool{false, true} {
-				if !open && sum(sizes) > 1000 {
+				if !open && sum(sizes) > 1000 { // they take long, and once is enough for those
 					continue
 				}
 				before := len(contents(t, s))

@@ -77,7 +77,8 @@ func (s *source) isAnew(ctx context.Context) (bool, error) {
 // no error. Of a stream that is deleted and made anew meanwhile nothing is left, and
 // without an end the new one is read from its start.
 func (s *source) read(ctx context.Context, from place, until uint64, each func(*events.Event) error) error {
-	before, tried := uint64(0), false // the sequence of the message before; whether a consumer was made, or nearly
+	before := uint64(0) // the sequence of the message before
+	tried := false      // the stream was there, so what fails from now on may heal
 	for quiet := quietTime; ; {
 		consumer, err := s.make(ctx, from)
 		if err == nil && tried { // asked behind the making: the consumer is of the stream that is compared
