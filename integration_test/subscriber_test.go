@@ -15,8 +15,9 @@ import (
 )
 
 // TestSubscribersSeeEachEventOnce: who subscribes to the subjects, and not to the stream,
-// sees what is published. That is each event, in order, and nothing besides; and an event
-// by itself goes in the way that takes one round trip.
+// sees what is published. That is each event, in order, and nothing besides, but for what
+// was sent again since no acknowledgement came in time; and an event by itself goes in the
+// way that takes one round trip.
 func TestSubscribersSeeEachEventOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, natsServer(t))
@@ -33,7 +34,7 @@ func TestSubscribersSeeEachEventOnce(t *testing.T) {
 	})
 	harness.Must(t, err)
 	harness.Must(t, sub.SetPendingLimits(-1, -1))
-	w.run()
+	p := w.run()
 	var want []string
 	send := func(n int) {
 		q := w.registered()
@@ -53,11 +54,19 @@ func TestSubscribersSeeEachEventOnce(t *testing.T) {
 	harness.Eventually(t, "all events to be seen", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(seen) >= len(want)
+		return slices.Contains(seen, want[len(want)-1])
 	})
 	mu.Lock()
 	defer mu.Unlock()
-	if !slices.Equal(seen, want) {
+	var first []string // each where it was seen first
+	known := map[string]bool{}
+	for _, id := range seen {
+		if !known[id] {
+			known[id] = true
+			first = append(first, id)
+		}
+	}
+	if !slices.Equal(first, want) || len(seen) > len(want) && !p.Says("no acknowledgement for ") {
 		t.Errorf("%d messages were seen of %d events, or in another order: %.300q", len(seen), len(want), seen)
 	}
 	if alone != 3 {
